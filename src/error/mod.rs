@@ -1,0 +1,125 @@
+//! Errors as values: what was wrong, where (file, tensor, offset), what was expected and what was found.
+//!
+//! Messages are lower case and name the file first; the remedy is not part of the message but a [`Error::hint`], printed on a line of its own.
+
+mod gguf;
+mod llama;
+mod model;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use gguf::GgufError;
+pub use llama::LlamaError;
+pub use model::ModelError;
+
+/// The result of everything in this crate that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// How a failure ends the program: the documented exit codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// The work was begun and failed (exit code 1).
+    Failed,
+    /// The command line made no sense (exit code 2).
+    Usage,
+    /// An input was refused before anything was written (exit code 3).
+    Refused,
+    /// `--strict` refused a substitution (exit code 4).
+    Strict,
+    /// The user interrupted the work (exit code 130).
+    Interrupted,
+}
+
+impl Class {
+    /// The process exit code of this class.
+    pub fn code(self) -> u8 {
+        match self {
+            Class::Failed => 1,
+            Class::Usage => 2,
+            Class::Refused => 3,
+            Class::Strict => 4,
+            Class::Interrupted => 130,
+        }
+    }
+}
+
+/// Everything that can go wrong, each with the values that a user needs to mend it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused something about a file.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried, as a verb: "open", "write", "rename".
+        action: &'static str,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// A GGUF file breaks the format.
+    #[error("{}: {defect}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        defect: GgufError,
+    },
+    /// A model, statistics or permutation file is sound in itself but not what the work needs.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// llama.cpp refused something.
+    #[error(transparent)]
+    Llama(#[from] LlamaError),
+    /// The command line made no sense.
+    #[error("{message}")]
+    Usage {
+        /// What is wrong with it.
+        message: String,
+        /// What to do instead.
+        hint: Option<String>,
+    },
+    /// `SIGINT` or `SIGTERM` arrived.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl Error {
+    /// Wraps what the operating system said about `path` while it was asked to `action`.
+    pub fn io(path: impl AsRef<Path>, action: &'static str) -> impl FnOnce(io::Error) -> Error {
+        let path = path.as_ref().to_path_buf();
+        move |source| Error::Io { path, action, source }
+    }
+
+    /// How this failure ends the program.
+    pub fn class(&self) -> Class {
+        match self {
+            Error::Io { source, .. } => match source.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::IsADirectory => Class::Refused,
+                _ => Class::Failed,
+            },
+            Error::Gguf { .. } => Class::Refused,
+            Error::Model(error) => error.class(),
+            Error::Llama(error) => error.class(),
+            Error::Usage { .. } => Class::Usage,
+            Error::Interrupted => Class::Interrupted,
+        }
+    }
+
+    /// What the user can do about it, if there is something to say.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Error::Io { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull => Some("free some space, or write to another disk; nothing was left under the final name".into()),
+                io::ErrorKind::PermissionDenied => Some("check the owner and the mode of the file and of its folder".into()),
+                _ => None,
+            },
+            Error::Gguf { defect, .. } => defect.hint(),
+            Error::Model(error) => error.hint(),
+            Error::Llama(error) => error.hint(),
+            Error::Usage { hint, .. } => hint.clone(),
+            Error::Interrupted => None,
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Converts F16/BF16/F32 GGUF models to TCQ4_K32, a 4-bit tensor type for INT4 tensor cores.
+//!
+//! Modules are listed in floor order: a module uses only modules above it in this list, never its siblings or those below
+//! (`tests/it/layering.rs` checks it).
+
+// floor 0
+pub mod error;
+pub mod util;
+// floor 1
+pub mod math;
+
+pub use error::{Class, Error, Result};

@@ -1,0 +1,5 @@
+//! Mathematics without knowledge of files or models.
+
+pub mod permutation;
+
+pub use permutation::Permutation;

@@ -1,0 +1,3 @@
+//! Small helpers without knowledge of models: progress reporting, units, hashes, named random streams, interruption.
+
+pub mod progress;
