@@ -10,5 +10,7 @@ pub mod util;
 pub mod math;
 // floor 2
 pub mod tcq;
+// floor 3
+pub mod gguf;
 
 pub use error::{Class, Error, Result};
