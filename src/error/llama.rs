@@ -36,7 +36,9 @@ impl LlamaError {
     /// What the user can do about it, if there is something to say.
     pub fn hint(&self) -> Option<String> {
         match self {
-            LlamaError::NotBuiltIn { .. } => Some("build with the default features (cmake and libclang are needed)".into()),
+            LlamaError::NotBuiltIn { .. } => {
+                Some("build with the default features (cmake and libclang are needed)".into())
+            }
             LlamaError::Load { .. } => None,
         }
     }

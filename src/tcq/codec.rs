@@ -1,0 +1,268 @@
+//! Encodes rows of weights to tiles and decodes them.
+//!
+//! Works on eight rows at a time, in memory, on one thread; channel order, scales and files are for higher floors.
+
+use std::fmt;
+use std::iter::Sum;
+use std::ops::{Add, AddAssign};
+use std::str::FromStr;
+
+use super::arch::{Kernel, Lanes, dispatch};
+use super::block::{CHUNK, GROUPS, TILE_ROWS, Tile};
+use super::isa::{Isa, UnknownName};
+use super::kernel::decode::Decode;
+use super::kernel::draft::{Draft, sum_of_squares};
+use super::kernel::turned::{Fwht, Turned};
+use super::kernel::{default, parity};
+
+const _: () = assert!(GROUPS == TILE_ROWS, "the kernels use one constant where the other is meant");
+
+/// How scales and codes are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Encoder {
+    /// Byte for byte as llama.cpp-rrs does: symmetric, the largest magnitude of a group on ±7.
+    Parity,
+    /// A search for the least squared error with zero points; no row of a tile is worse than with [`Encoder::Parity`].
+    #[default]
+    Default,
+}
+
+impl fmt::Display for Encoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Encoder::Parity => "parity",
+            Encoder::Default => "default",
+        })
+    }
+}
+
+impl FromStr for Encoder {
+    type Err = UnknownName;
+
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        match name {
+            "parity" => Ok(Encoder::Parity),
+            "default" => Ok(Encoder::Default),
+            _ => Err(UnknownName { name: name.into(), expected: "parity, default" }),
+        }
+    }
+}
+
+/// What encoding lost: sums over the weights.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Loss {
+    /// The squared differences between the rotated weights and what their codes stand for.
+    pub error_sq: f64,
+    /// The squares of the rotated weights.
+    pub weight_sq: f64,
+}
+
+impl Loss {
+    /// The squared error relative to the weights; 0 when these are all 0.
+    pub fn relative(self) -> f64 {
+        if self.weight_sq > 0.0 { self.error_sq / self.weight_sq } else { 0.0 }
+    }
+}
+
+impl Add for Loss {
+    type Output = Loss;
+
+    fn add(self, other: Loss) -> Loss {
+        Loss { error_sq: self.error_sq + other.error_sq, weight_sq: self.weight_sq + other.weight_sq }
+    }
+}
+
+impl AddAssign for Loss {
+    fn add_assign(&mut self, other: Loss) {
+        *self = *self + other;
+    }
+}
+
+impl Sum for Loss {
+    fn sum<I: Iterator<Item = Loss>>(losses: I) -> Loss {
+        losses.fold(Loss::default(), Add::add)
+    }
+}
+
+/// Why rows cannot be encoded. Rows count from 0 to 7 within the call.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EncodeError {
+    /// A weight is NaN or infinite.
+    #[error("the weight at row {row}, column {column} is not finite")]
+    NotFinite {
+        /// The row.
+        row: usize,
+        /// The column.
+        column: usize,
+    },
+    /// The rotated weights of a chunk are too large for a scale in fp16.
+    #[error("the rotated weights of row {row}, columns {column} to {}, reach {magnitude}, too much for a scale in fp16", column + CHUNK - 1)]
+    Overflow {
+        /// The row.
+        row: usize,
+        /// The first column of the chunk.
+        column: usize,
+        /// The largest rotated magnitude.
+        magnitude: f32,
+    },
+}
+
+/// An encoder and decoder of tiles on one instruction set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Codec {
+    encoder: Encoder,
+    isa: Isa,
+}
+
+impl Codec {
+    /// Makes a codec for the best instruction set of this machine.
+    pub fn new(encoder: Encoder) -> Codec {
+        Codec { encoder, isa: Isa::best() }
+    }
+
+    /// Makes a codec for a given instruction set; `None` if this machine lacks it.
+    pub fn with_isa(encoder: Encoder, isa: Isa) -> Option<Codec> {
+        isa.is_available().then_some(Codec { encoder, isa })
+    }
+
+    /// How it chooses scales and codes.
+    pub fn encoder(&self) -> Encoder {
+        self.encoder
+    }
+
+    /// What it runs on.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Encodes eight rows of `columns` weights, row after row, into `columns / 256` tiles. The rows are rotated in place.
+    ///
+    /// # Errors
+    /// When a weight is not finite or a chunk too large; the contents of `rows` and `tiles` are then unspecified.
+    ///
+    /// # Panics
+    /// If `columns` is not a multiple of 256, or `rows` or `tiles` are not of the length that belongs to it.
+    pub fn encode_rows(&self, rows: &mut [f32], columns: usize, tiles: &mut [Tile]) -> Result<Loss, EncodeError> {
+        check_lengths(rows.len(), columns, tiles.len());
+        if let Some(at) = rows.iter().position(|value| !value.is_finite()) {
+            return Err(EncodeError::NotFinite { row: at / columns, column: at % columns });
+        }
+        dispatch(self.isa, Encode { encoder: self.encoder, rows, columns, tiles, rotated: false })
+    }
+
+    /// Encodes eight rows of `columns` weights that are rotated already.
+    ///
+    /// # Errors
+    /// As [`Codec::encode_rows`].
+    ///
+    /// # Panics
+    /// As [`Codec::encode_rows`].
+    pub fn encode_rotated(&self, rows: &mut [f32], columns: usize, tiles: &mut [Tile]) -> Result<Loss, EncodeError> {
+        check_lengths(rows.len(), columns, tiles.len());
+        if let Some(at) = rows.iter().position(|value| !value.is_finite()) {
+            return Err(EncodeError::NotFinite { row: at / columns, column: at % columns });
+        }
+        dispatch(self.isa, Encode { encoder: self.encoder, rows, columns, tiles, rotated: true })
+    }
+
+    /// Decodes `columns / 256` tiles into eight rows of `columns` weights: the rotation is undone, a permutation of channels is not.
+    ///
+    /// # Panics
+    /// If `columns` is not a multiple of 256, or `rows` or `tiles` are not of the length that belongs to it.
+    pub fn decode_rows(&self, tiles: &[Tile], columns: usize, rows: &mut [f32]) {
+        check_lengths(rows.len(), columns, tiles.len());
+        dispatch(self.isa, Decode { tiles, rows, columns, rotated: false });
+    }
+
+    /// Decodes tiles as [`Codec::decode_rows`] does but leaves the weights rotated.
+    ///
+    /// # Panics
+    /// As [`Codec::decode_rows`].
+    pub fn decode_rotated(&self, tiles: &[Tile], columns: usize, rows: &mut [f32]) {
+        check_lengths(rows.len(), columns, tiles.len());
+        dispatch(self.isa, Decode { tiles, rows, columns, rotated: true });
+    }
+
+    /// Rotates every 256 consecutive values in place (and, up to rounding, back): [`crate::math::hadamard::fwht256`], faster.
+    ///
+    /// # Panics
+    /// If the number of values is not a multiple of 256.
+    pub fn fwht(&self, values: &mut [f32]) {
+        assert!(values.len().is_multiple_of(CHUNK), "{} values are not whole chunks of {CHUNK}", values.len());
+        dispatch(self.isa, Fwht(values));
+    }
+}
+
+fn check_lengths(values: usize, columns: usize, tiles: usize) {
+    assert!(columns.is_multiple_of(CHUNK), "{columns} columns are not whole chunks of {CHUNK}");
+    assert_eq!(values, TILE_ROWS * columns, "values for {TILE_ROWS} rows of {columns}");
+    assert_eq!(tiles, columns / CHUNK, "tiles for {columns} columns");
+}
+
+/// The largest rotated magnitude that is encoded: a seventh of it is the largest finite fp16.
+const MAX_MAGNITUDE: f32 = 7.0 * 65504.0;
+
+/// A draft replaces the parity draft of a row only if its error is below this part: the sums are in f32, and the promise is about exact ones.
+const CLEARLY_BETTER: f32 = 1.0 - 1e-5;
+
+struct Encode<'a> {
+    encoder: Encoder,
+    rows: &'a mut [f32],
+    columns: usize,
+    tiles: &'a mut [Tile],
+    rotated: bool,
+}
+
+impl Kernel for Encode<'_> {
+    type Output = Result<Loss, EncodeError>;
+
+    #[inline(always)]
+    fn run<V: Lanes>(self) -> Result<Loss, EncodeError> {
+        let mut loss = Loss::default();
+        for (chunk, tile) in self.tiles.iter_mut().enumerate() {
+            let rows = &mut self.rows[chunk * CHUNK..];
+            let mut values = Turned::gather::<V>(rows, self.columns);
+            if !self.rotated {
+                values.fwht::<V>();
+                values.scatter::<V>(rows, self.columns);
+            }
+            check_range(rows, self.columns, chunk * CHUNK)?;
+            let error_sq = match self.encoder {
+                Encoder::Parity => encode_parity::<V>(&values, tile),
+                Encoder::Default => encode_default::<V>(&values, tile),
+            };
+            let sum = |parts: [f32; TILE_ROWS]| parts.iter().map(|&part| f64::from(part)).sum::<f64>();
+            loss += Loss { error_sq: sum(error_sq), weight_sq: sum(sum_of_squares::<V>(&values)) };
+        }
+        Ok(loss)
+    }
+}
+
+/// Refuses a tile whose scale could not be stored. `column` is the first of the tile, for the message.
+#[inline(always)]
+fn check_range(rows: &[f32], stride: usize, column: usize) -> Result<(), EncodeError> {
+    for row in 0..TILE_ROWS {
+        let magnitude = rows[row * stride..][..CHUNK].iter().fold(0.0, |max: f32, value| max.max(value.abs()));
+        if magnitude > MAX_MAGNITUDE {
+            return Err(EncodeError::Overflow { row, column, magnitude });
+        }
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn encode_parity<V: Lanes>(values: &Turned, tile: &mut Tile) -> [f32; TILE_ROWS] {
+    let draft = parity::draft::<V>(values);
+    draft.write::<V>(tile, |_| true);
+    draft.error_sq
+}
+
+#[inline(always)]
+fn encode_default<V: Lanes>(values: &Turned, tile: &mut Tile) -> [f32; TILE_ROWS] {
+    let (parity, searched): (Draft, Draft) = (parity::draft::<V>(values), default::draft::<V>(values));
+    let better = |row: usize| searched.error_sq[row] <= parity.error_sq[row] * CLEARLY_BETTER;
+    searched.write::<V>(tile, better);
+    parity.write::<V>(tile, |row| !better(row));
+    std::array::from_fn(|row| if better(row) { searched.error_sq[row] } else { parity.error_sq[row] })
+}
