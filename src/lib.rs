@@ -10,5 +10,9 @@ pub mod util;
 pub mod math;
 // floor 2
 pub mod tcq;
+// floor 4
+pub mod model;
+// floor 6
+pub mod quant;
 
 pub use error::{Class, Error, Result};

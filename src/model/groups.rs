@@ -147,7 +147,8 @@ type Index<'a> = BTreeMap<&'a str, (TensorName, Shape<'a>)>;
 
 /// Finds the input groups of a model, in the order of the blocks, the output head last.
 pub fn groups<'a>(tensors: impl IntoIterator<Item = Shape<'a>>, arch: &Arch) -> Vec<InputGroup> {
-    let index: Index<'a> = tensors.into_iter().map(|shape| (shape.name, (TensorName::parse(shape.name), shape))).collect();
+    let index: Index<'a> =
+        tensors.into_iter().map(|shape| (shape.name, (TensorName::parse(shape.name), shape))).collect();
     let family = family(&arch.name);
     let mut blocks: Vec<u32> = index.values().filter_map(|(name, _)| name.block).collect();
     blocks.sort_unstable();
@@ -170,8 +171,11 @@ fn block_groups(index: &Index<'_>, arch: &Arch, family: Option<&Family>, block: 
         _ => None,
     };
     for rule in family.map_or(BY_NAME, |family| family.rules) {
-        let readers: Vec<Shape<'_>> =
-            members.iter().filter(|(name, _)| name.kind == Kind::Weight && rule.readers.contains(&name.role)).map(|(_, s)| *s).collect();
+        let readers: Vec<Shape<'_>> = members
+            .iter()
+            .filter(|(name, _)| name.kind == Kind::Weight && rule.readers.contains(&name.role))
+            .map(|(_, s)| *s)
+            .collect();
         let Some(columns) = readers.first().map(Shape::columns) else { continue };
         if readers.iter().any(|reader| reader.columns() != columns) {
             let reason = "its readers differ in their number of columns".to_string();
@@ -181,7 +185,9 @@ fn block_groups(index: &Index<'_>, arch: &Arch, family: Option<&Family>, block: 
         let input = rule.inputs.iter().find(|input| exists(index, block, **input));
         let producer = match (&doubt, input) {
             (Some(reason), _) => Producer::Unknown { reason: reason.clone() },
-            (None, None) => Producer::Unknown { reason: "the tensors that should make this activation are not in the file".into() },
+            (None, None) => {
+                Producer::Unknown { reason: "the tensors that should make this activation are not in the file".into() }
+            }
             (None, Some(&input)) => resolve(index, arch, block, input, columns),
         };
         let in_stream = doubt.is_none() && matches!(input, Some(Input::Norm(_) | Input::Stream));
@@ -200,7 +206,13 @@ fn block_groups(index: &Index<'_>, arch: &Arch, family: Option<&Family>, block: 
 /// A group of one tensor about which nothing is known.
 fn alone(shape: &Shape<'_>, reason: String) -> InputGroup {
     let readers = vec![shape.name.to_string()];
-    InputGroup { key: shape.name.to_string(), readers, columns: shape.columns(), producer: Producer::Unknown { reason }, in_stream: false }
+    InputGroup {
+        key: shape.name.to_string(),
+        readers,
+        columns: shape.columns(),
+        producer: Producer::Unknown { reason },
+        in_stream: false,
+    }
 }
 
 /// The names of some tensors.
@@ -211,14 +223,22 @@ fn names(shapes: &[Shape<'_>]) -> Vec<String> {
 /// The group of the output head; none for a tied embedding, whose rows are looked up as well as multiplied.
 fn output_group(index: &Index<'_>, family: Option<&Family>, arch: &Arch) -> Option<InputGroup> {
     let (_, head) = index.get("output.weight")?;
-    let stranger = index.values().find(|(name, _)| name.block.is_none() && (name.role == Role::Unknown || name.kind == Kind::Other));
+    let stranger = index
+        .values()
+        .find(|(name, _)| name.block.is_none() && (name.role == Role::Unknown || name.kind == Kind::Other));
     let producer = match (family, stranger) {
         (None, _) => Producer::Unknown { reason: format!("there is no table for the architecture `{}`", arch.name) },
         (_, Some((_, shape))) => Producer::Unknown { reason: format!("`{}` may read this activation too", shape.name) },
         _ => norm(index, None, Role::OutputNorm, head.columns()),
     };
     let in_stream = matches!(producer, Producer::Norm(_));
-    Some(InputGroup { key: "output".into(), readers: vec![head.name.to_string()], columns: head.columns(), producer, in_stream })
+    Some(InputGroup {
+        key: "output".into(),
+        readers: vec![head.name.to_string()],
+        columns: head.columns(),
+        producer,
+        in_stream,
+    })
 }
 
 /// Whether the tensors of an input are in the file.
@@ -238,7 +258,9 @@ fn resolve(index: &Index<'_>, arch: &Arch, block: u32, input: Input, columns: u6
     let up_is_linear = !arch.clamps_up;
     let ffn = |linear: Option<Vec<Span>>, nonlinear: Option<Vec<Span>>| match (linear, nonlinear) {
         (Some(linear), Some(nonlinear)) if up_is_linear => Producer::Ffn { linear, nonlinear },
-        (Some(linear), Some(nonlinear)) => Producer::Ffn { linear: Vec::new(), nonlinear: [nonlinear, linear].concat() },
+        (Some(linear), Some(nonlinear)) => {
+            Producer::Ffn { linear: Vec::new(), nonlinear: [nonlinear, linear].concat() }
+        }
         _ => Producer::Unknown { reason: format!("the rows that make this activation are not {columns}") },
     };
     match input {
@@ -262,7 +284,10 @@ fn resolve(index: &Index<'_>, arch: &Arch, block: u32, input: Input, columns: u6
 fn norm(index: &Index<'_>, block: Option<u32>, role: Role, columns: u64) -> Producer {
     let mut spans = Vec::new();
     for suffix in ["weight", "bias"] {
-        let Some(shape) = spell(block, role, suffix).and_then(|name| index.get(name.as_str()).map(|(_, shape)| *shape)) else { continue };
+        let Some(shape) = spell(block, role, suffix).and_then(|name| index.get(name.as_str()).map(|(_, shape)| *shape))
+        else {
+            continue;
+        };
         if shape.columns() != columns || shape.dims.iter().skip(1).any(|&extent| extent != 1) {
             return Producer::Unknown { reason: format!("`{}` does not hold {columns} gains", shape.name) };
         }
@@ -300,7 +325,8 @@ fn values(index: &Index<'_>, arch: &Arch, block: u32, columns: u64) -> Producer 
     let len = heads.kv * heads.value_length;
     let has = |role, suffix| spell(Some(block), role, suffix).is_some_and(|name| index.contains_key(name.as_str()));
     let spans = if has(Role::AttnQkv, "weight") {
-        let first = heads.query.saturating_mul(heads.key_length).saturating_add(heads.kv.saturating_mul(heads.key_length));
+        let first =
+            heads.query.saturating_mul(heads.key_length).saturating_add(heads.kv.saturating_mul(heads.key_length));
         let mut spans = rows(index, block, Role::AttnQkv, first, len, first.saturating_add(len));
         if let (Some(spans), Some(name)) = (&mut spans, spell(Some(block), Role::AttnV, "bias")) {
             // A fused matrix may come with separate biases.
@@ -313,9 +339,13 @@ fn values(index: &Index<'_>, arch: &Arch, block: u32, columns: u64) -> Producer 
         rows(index, block, Role::AttnV, 0, len, len)
     };
     match spans {
-        Some(spans) => {
-            Producer::Values { spans, heads: heads.query, kv_heads: heads.kv, length: heads.value_length, linear: !arch.clamps_values }
-        }
+        Some(spans) => Producer::Values {
+            spans,
+            heads: heads.query,
+            kv_heads: heads.kv,
+            length: heads.value_length,
+            linear: !arch.clamps_values,
+        },
         None => unknown("the number of value rows does not fit the heads"),
     }
 }

@@ -150,12 +150,22 @@ mod tests {
         assert_eq!(parse("blk.12.attn_q.bias"), TensorName { block: Some(12), role: Role::AttnQ, kind: Kind::Bias });
         assert_eq!(parse("output.weight"), TensorName { block: None, role: Role::Output, kind: Kind::Weight });
         assert_eq!(parse("blk.0.ffn_gate_inp_shexp.weight").role, Role::SharedRouter);
-        assert_eq!(parse("blk.0.attn_output.scale"), TensorName { block: Some(0), role: Role::AttnOutput, kind: Kind::Other });
+        assert_eq!(
+            parse("blk.0.attn_output.scale"),
+            TensorName { block: Some(0), role: Role::AttnOutput, kind: Kind::Other }
+        );
     }
 
     #[test]
     fn does_not_guess() {
-        for name in ["blk.x.attn_q.weight", "blk.0.ffn_gate.3.weight", "blk.0.nextn.eh_proj.weight", "attn_q.weight", "", "blk."] {
+        for name in [
+            "blk.x.attn_q.weight",
+            "blk.0.ffn_gate.3.weight",
+            "blk.0.nextn.eh_proj.weight",
+            "attn_q.weight",
+            "",
+            "blk.",
+        ] {
             assert_eq!(TensorName::parse(name).role, Role::Unknown, "{name}");
         }
     }

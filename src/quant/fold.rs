@@ -87,7 +87,9 @@ impl<'a> Folding<'a> {
     pub fn fold_order(&mut self, group: &InputGroup, order: &Permutation) {
         let columns = match &group.producer {
             Producer::Ffn { .. } => order.clone(),
-            Producer::Values { heads, kv_heads, length, .. } => spread(order, *heads as usize, *kv_heads as usize, *length as usize),
+            Producer::Values { heads, kv_heads, length, .. } => {
+                spread(order, *heads as usize, *kv_heads as usize, *length as usize)
+            }
             _ => panic!("{}: this activation's order cannot be folded", group.key),
         };
         for span in group.producer.spans() {
@@ -152,12 +154,17 @@ pub fn stream_obstacle<'a>(tensors: impl IntoIterator<Item = Shape<'a>>, arch: &
     for shape in tensors {
         let extent = match meets(shape.name) {
             Meets::Never => continue,
-            Meets::Unknown => return Some(format!("`{}` has no known role and may touch the residual stream", shape.name)),
+            Meets::Unknown => {
+                return Some(format!("`{}` has no known role and may touch the residual stream", shape.name));
+            }
             Meets::Columns => shape.columns(),
             Meets::Rows => shape.rows(),
         };
         if extent != arch.embedding {
-            return Some(format!("`{}` has {extent} channels where the residual stream has {}", shape.name, arch.embedding));
+            return Some(format!(
+                "`{}` has {extent} channels where the residual stream has {}",
+                shape.name, arch.embedding
+            ));
         }
     }
     None
@@ -176,7 +183,8 @@ fn edit(order: &mut Option<Permutation>, len: usize, change: impl FnOnce(&mut [i
         None => (0..len as i64).collect(),
     };
     change(&mut indices);
-    *order = Some(Permutation::new(&indices).expect("spans of one tensor do not overlap, and each is permuted in itself"));
+    *order =
+        Some(Permutation::new(&indices).expect("spans of one tensor do not overlap, and each is permuted in itself"));
 }
 
 /// The order of an attention output's channels, given that of the value rows: every query head takes the order of its key-value head.

@@ -85,8 +85,13 @@ impl Channels {
     /// What these numbers become when the activation is multiplied by `scale` and the weights are divided by it.
     #[must_use]
     pub fn scaled(&self, scale: &[f32]) -> Self {
-        let times = |values: &[f64], power: i32| values.iter().zip(scale).map(|(v, &a)| v * f64::from(a).powi(power)).collect();
-        Self { abs_max: times(&self.abs_max, 1), mean_sq: times(&self.mean_sq, 2), weight_sq: times(&self.weight_sq, -2) }
+        let times =
+            |values: &[f64], power: i32| values.iter().zip(scale).map(|(v, &a)| v * f64::from(a).powi(power)).collect();
+        Self {
+            abs_max: times(&self.abs_max, 1),
+            mean_sq: times(&self.mean_sq, 2),
+            weight_sq: times(&self.weight_sq, -2),
+        }
     }
 
     /// The channels of `span`, as a set of their own.
@@ -123,7 +128,8 @@ pub fn permutation_in_spans(order: Order, channels: &Channels, span: usize) -> O
     assert!(span > 0 && channels.len().is_multiple_of(span));
     let mut indices = Vec::with_capacity(channels.len());
     for first in (0..channels.len()).step_by(span) {
-        let part = permutation(order, &channels.slice(first..first + span)).unwrap_or_else(|| Permutation::identity(span));
+        let part =
+            permutation(order, &channels.slice(first..first + span)).unwrap_or_else(|| Permutation::identity(span));
         indices.extend(part.indices().iter().map(|&index| first + index as usize));
     }
     checked(&indices)
@@ -222,7 +228,10 @@ mod tests {
     fn rrs_block_stays_inside_chunks_and_sorts_the_last_partial_one() {
         let x: Vec<f64> = (0..300).map(f64::from).collect();
         let order = permutation(Order::RrsBlock, &channels(x, vec![1.0; 300])).unwrap();
-        assert_eq!((order.indices()[0], order.indices()[255], order.indices()[256], order.indices()[299]), (255, 0, 299, 256));
+        assert_eq!(
+            (order.indices()[0], order.indices()[255], order.indices()[256], order.indices()[299]),
+            (255, 0, 299, 256)
+        );
     }
 
     #[test]

@@ -15,7 +15,11 @@ pub const RANGE: RangeInclusive<f64> = 0.01..=100.0;
 /// If the two differ in length.
 pub fn closed_form(mean_sq: &[f64], weight_sq: &[f64]) -> Vec<f32> {
     assert_eq!(mean_sq.len(), weight_sq.len());
-    let raw: Vec<f64> = mean_sq.iter().zip(weight_sq).map(|(&x, &w)| if alive(x) && alive(w) { (w / x).powf(0.25) } else { f64::NAN }).collect();
+    let raw: Vec<f64> = mean_sq
+        .iter()
+        .zip(weight_sq)
+        .map(|(&x, &w)| if alive(x) && alive(w) { (w / x).powf(0.25) } else { f64::NAN })
+        .collect();
     normalised(&raw)
 }
 
@@ -82,7 +86,8 @@ mod tests {
     fn closed_form_beats_its_neighbours() {
         let (x, w) = ([3.0, 0.2, 7.0, 1.0], [0.5, 2.0, 0.01, 1.0]);
         let cost = |a: &[f32]| {
-            let sum = |values: &[f64], power| values.iter().zip(a).map(|(v, &a)| v * f64::from(a).powi(power)).sum::<f64>();
+            let sum =
+                |values: &[f64], power| values.iter().zip(a).map(|(v, &a)| v * f64::from(a).powi(power)).sum::<f64>();
             sum(&x, 2) * sum(&w, -2)
         };
         let best = closed_form(&x, &w);

@@ -155,7 +155,12 @@ mod tests {
 
     #[test]
     fn a_runtime_order_can_be_dropped() {
-        let transform = Transform { columns: order(&[1, 0]), row_scale: Some(vec![2.0; 3]), runtime_perm: true, ..Transform::default() };
+        let transform = Transform {
+            columns: order(&[1, 0]),
+            row_scale: Some(vec![2.0; 3]),
+            runtime_perm: true,
+            ..Transform::default()
+        };
         assert!(transform.runtime_order().is_some());
         let plain = transform.without_runtime();
         assert!(plain.columns.is_none() && plain.row_scale.is_some() && plain.runtime_order().is_none());

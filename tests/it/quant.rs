@@ -55,7 +55,16 @@ fn models() -> Vec<(Tiny, &'static [&'static str], bool)> {
     let head: &[usize] = &[EMBD, VOCAB];
     vec![
         (Tiny::new("llama", plain).blocks(&ATTN).blocks(&FFN_NORM).blocks(&GATED), dense, true),
-        (Tiny::new("llama", plain).blocks(&ATTN).blocks(&FFN_NORM).blocks(&ROUTER).blocks(&EXPS).with("output.weight", head), moe, true),
+        (
+            Tiny::new("llama", plain)
+                .blocks(&ATTN)
+                .blocks(&FFN_NORM)
+                .blocks(&ROUTER)
+                .blocks(&EXPS)
+                .with("output.weight", head),
+            moe,
+            true,
+        ),
         (
             Tiny::new("granitemoe", plain).blocks(&ATTN).blocks(&FFN_NORM).blocks(&ROUTER).blocks(&[
                 ("ffn_gate_up_exps.weight", &[EMBD, 2 * FF, EXPERTS]),
@@ -66,11 +75,33 @@ fn models() -> Vec<(Tiny, &'static [&'static str], bool)> {
         ),
         (Tiny::new("qwen2", plain).blocks(&ATTN).blocks(&QKV_BIASES).blocks(&FFN_NORM).blocks(&GATED), dense, true),
         (Tiny::new("qwen2vl", plain).blocks(&ATTN).blocks(&QKV_BIASES).blocks(&FFN_NORM).blocks(&GATED), dense, false),
-        (Tiny::new("qwen2moe", plain).blocks(&ATTN).blocks(&FFN_NORM).blocks(&ROUTER).blocks(&EXPS).blocks(&SHEXP), moe_shared, true),
+        (
+            Tiny::new("qwen2moe", plain).blocks(&ATTN).blocks(&FFN_NORM).blocks(&ROUTER).blocks(&EXPS).blocks(&SHEXP),
+            moe_shared,
+            true,
+        ),
         (Tiny::new("qwen3", plain).blocks(&ATTN).blocks(&HEAD_NORMS).blocks(&FFN_NORM).blocks(&GATED), dense, true),
-        (Tiny::new("qwen3moe", plain).blocks(&ATTN).blocks(&HEAD_NORMS).blocks(&FFN_NORM).blocks(&ROUTER).blocks(&EXPS), moe, true),
+        (
+            Tiny::new("qwen3moe", plain)
+                .blocks(&ATTN)
+                .blocks(&HEAD_NORMS)
+                .blocks(&FFN_NORM)
+                .blocks(&ROUTER)
+                .blocks(&EXPS),
+            moe,
+            true,
+        ),
         (Tiny::new("gemma", gelu).blocks(&ATTN).blocks(&FFN_NORM).blocks(&GATED), dense, true),
-        (Tiny::new("gemma3", gelu).blocks(&ATTN).blocks(&HEAD_NORMS).blocks(&FFN_NORM).blocks(&GATED).blocks(&POST_NORMS), dense, true),
+        (
+            Tiny::new("gemma3", gelu)
+                .blocks(&ATTN)
+                .blocks(&HEAD_NORMS)
+                .blocks(&FFN_NORM)
+                .blocks(&GATED)
+                .blocks(&POST_NORMS),
+            dense,
+            true,
+        ),
         (
             Tiny::new("phi2", phi2)
                 .blocks(&FUSED_ATTN)
@@ -96,8 +127,19 @@ fn models() -> Vec<(Tiny, &'static [&'static str], bool)> {
             &["attn_in", "attn_out", "ffn_down"],
             true,
         ),
-        (Tiny::new("olmo2", plain).blocks(&ATTN[1..]).blocks(&GATED).blocks(&POST_NORMS), &["attn_out", "ffn_down"], true),
-        (Tiny::new("seed_oss", Style { ffn_behind_post: true, ..plain }).blocks(&ATTN).blocks(&POST_NORMS[..1]).blocks(&GATED), dense, true),
+        (
+            Tiny::new("olmo2", plain).blocks(&ATTN[1..]).blocks(&GATED).blocks(&POST_NORMS),
+            &["attn_out", "ffn_down"],
+            true,
+        ),
+        (
+            Tiny::new("seed_oss", Style { ffn_behind_post: true, ..plain })
+                .blocks(&ATTN)
+                .blocks(&POST_NORMS[..1])
+                .blocks(&GATED),
+            dense,
+            true,
+        ),
         (
             Tiny::new("gpt-oss", Style { ffn_behind_post: true, clamped: true, ..plain })
                 .blocks(&ATTN)
@@ -187,11 +229,15 @@ fn check(mut tiny: Tiny, folding: Folding<'_>, what: &str) {
 fn scales_leave_the_logits_alone() {
     for (mut tiny, scalable, _) in models() {
         let found = groups(tiny.shapes(), &tiny.arch);
-        let scales: Vec<_> =
-            found.iter().filter(|g| g.producer.why_not_scaled().is_none()).map(|g| (g.clone(), scale(&mut tiny, g))).collect();
+        let scales: Vec<_> = found
+            .iter()
+            .filter(|g| g.producer.why_not_scaled().is_none())
+            .map(|g| (g.clone(), scale(&mut tiny, g)))
+            .collect();
         let keys: Vec<&str> = scales.iter().filter_map(|(g, _)| g.key.strip_prefix("blk.1.")).collect();
         assert_eq!(keys, scalable, "{}", tiny.arch.name);
-        let shapes: Vec<(String, Vec<u64>)> = tiny.tensors.iter().map(|(name, (dims, _))| (name.clone(), dims.clone())).collect();
+        let shapes: Vec<(String, Vec<u64>)> =
+            tiny.tensors.iter().map(|(name, (dims, _))| (name.clone(), dims.clone())).collect();
         let mut folding = Folding::new(shapes.iter().map(|(name, dims)| tcq4::model::Shape { name, dims }));
         scales.iter().for_each(|(group, scale)| folding.scale(group, scale));
         check(tiny, folding, "scales");
@@ -216,7 +262,8 @@ fn folded_orders_leave_the_logits_alone() {
             }
         }
         assert!(orders.len() >= 4, "{}", tiny.arch.name);
-        let shapes: Vec<(String, Vec<u64>)> = tiny.tensors.iter().map(|(name, (dims, _))| (name.clone(), dims.clone())).collect();
+        let shapes: Vec<(String, Vec<u64>)> =
+            tiny.tensors.iter().map(|(name, (dims, _))| (name.clone(), dims.clone())).collect();
         let mut folding = Folding::new(shapes.iter().map(|(name, dims)| tcq4::model::Shape { name, dims }));
         orders.iter().for_each(|(group, order)| folding.fold_order(group, order));
         check(tiny, folding, "orders");
@@ -232,7 +279,8 @@ fn an_order_of_the_stream_leaves_the_logits_alone() {
             continue;
         }
         let order = order(&mut tiny, EMBD, EMBD);
-        let shapes: Vec<(String, Vec<u64>)> = tiny.tensors.iter().map(|(name, (dims, _))| (name.clone(), dims.clone())).collect();
+        let shapes: Vec<(String, Vec<u64>)> =
+            tiny.tensors.iter().map(|(name, (dims, _))| (name.clone(), dims.clone())).collect();
         let mut folding = Folding::new(shapes.iter().map(|(name, dims)| tcq4::model::Shape { name, dims }));
         folding.fold_stream(&order);
         check(tiny, folding, "stream");

@@ -6,46 +6,46 @@ use std::collections::BTreeMap;
 
 use tcq4::model::{Arch, Shape};
 
-pub const EMBD: usize = 16;
-pub const HEADS: usize = 4;
-pub const KV: usize = 2;
-pub const HEAD: usize = 4;
-pub const FF: usize = 24;
-pub const EXPERTS: usize = 4;
-pub const BLOCKS: usize = 2;
-pub const VOCAB: usize = 11;
+pub(crate) const EMBD: usize = 16;
+pub(crate) const HEADS: usize = 4;
+pub(crate) const KV: usize = 2;
+pub(crate) const HEAD: usize = 4;
+pub(crate) const FF: usize = 24;
+pub(crate) const EXPERTS: usize = 4;
+pub(crate) const BLOCKS: usize = 2;
+pub(crate) const VOCAB: usize = 11;
 
 /// A tensor: extents (fastest first) and values.
-pub type Tensor = (Vec<u64>, Vec<f32>);
+pub(crate) type Tensor = (Vec<u64>, Vec<f32>);
 
 /// What tensor names do not say.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Style {
+pub(crate) struct Style {
     /// Layer norms instead of RMS norms.
-    pub layer_norm: bool,
+    pub(crate) layer_norm: bool,
     /// GELU instead of SiLU.
-    pub gelu: bool,
+    pub(crate) gelu: bool,
     /// Attention and feed-forward network read the same norm.
-    pub parallel: bool,
+    pub(crate) parallel: bool,
     /// Gate and up in `ffn_up`.
-    pub fused_up: bool,
+    pub(crate) fused_up: bool,
     /// The norm before the feed-forward network is `post_attention_norm`.
-    pub ffn_behind_post: bool,
+    pub(crate) ffn_behind_post: bool,
     /// The up branch is clamped.
-    pub clamped: bool,
+    pub(crate) clamped: bool,
 }
 
 /// A model of one of the architectures.
-pub struct Tiny {
-    pub arch: Arch,
-    pub style: Style,
-    pub tensors: BTreeMap<String, Tensor>,
+pub(crate) struct Tiny {
+    pub(crate) arch: Arch,
+    pub(crate) style: Style,
+    pub(crate) tensors: BTreeMap<String, Tensor>,
     state: u64,
 }
 
 impl Tiny {
     /// An empty model of the architecture `name`.
-    pub fn new(name: &str, style: Style) -> Self {
+    pub(crate) fn new(name: &str, style: Style) -> Self {
         let arch = Arch {
             name: name.into(),
             blocks: BLOCKS as u64,
@@ -61,20 +61,20 @@ impl Tiny {
     }
 
     /// A number between -1 and 1.
-    pub fn random(&mut self) -> f32 {
+    pub(crate) fn random(&mut self) -> f32 {
         self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 
     /// Adds a random tensor; gains lie around 1.
-    pub fn add(&mut self, name: &str, dims: &[usize]) {
+    pub(crate) fn add(&mut self, name: &str, dims: &[usize]) {
         let shift = if name.contains("norm.weight") { 1.2 } else { 0.0 };
         let values = (0..dims.iter().product()).map(|_| self.random() * 0.7 + shift).collect();
         self.tensors.insert(name.into(), (dims.iter().map(|&d| d as u64).collect(), values));
     }
 
     /// Adds the same tensors to every block.
-    pub fn blocks(mut self, tensors: &[(&str, &[usize])]) -> Self {
+    pub(crate) fn blocks(mut self, tensors: &[(&str, &[usize])]) -> Self {
         for block in 0..BLOCKS {
             for (name, dims) in tensors {
                 self.add(&format!("blk.{block}.{name}"), dims);
@@ -84,12 +84,12 @@ impl Tiny {
     }
 
     /// Adds a tensor outside the blocks.
-    pub fn with(mut self, name: &str, dims: &[usize]) -> Self {
+    pub(crate) fn with(mut self, name: &str, dims: &[usize]) -> Self {
         self.add(name, dims);
         self
     }
 
-    pub fn shapes(&self) -> impl Iterator<Item = Shape<'_>> {
+    pub(crate) fn shapes(&self) -> impl Iterator<Item = Shape<'_>> {
         self.tensors.iter().map(|(name, (dims, _))| Shape { name, dims })
     }
 
@@ -122,7 +122,11 @@ impl Tiny {
     }
 
     fn act(&self, x: f64) -> f64 {
-        if self.style.gelu { 0.5 * x * (1.0 + (0.797_884_6 * (x + 0.044_715 * x.powi(3))).tanh()) } else { x / (1.0 + (-x).exp()) }
+        if self.style.gelu {
+            0.5 * x * (1.0 + (0.797_884_6 * (x + 0.044_715 * x.powi(3))).tanh())
+        } else {
+            x / (1.0 + (-x).exp())
+        }
     }
 
     /// A feed-forward network or one expert of it: `suffix` is "", "_exps" or "_shexp".
@@ -180,7 +184,8 @@ impl Tiny {
                 (part("attn_q"), part("attn_k"), part("attn_v"))
             }
         };
-        let head_norm = |name: &str, x: Vec<f64>| x.chunks(HEAD).flat_map(|h| self.norm(&format!("{block}{name}"), h)).collect();
+        let head_norm =
+            |name: &str, x: Vec<f64>| x.chunks(HEAD).flat_map(|h| self.norm(&format!("{block}{name}"), h)).collect();
         let qkv: Vec<(Vec<f64>, Vec<f64>, Vec<f64>)> = xs
             .iter()
             .enumerate()
@@ -208,7 +213,7 @@ impl Tiny {
     }
 
     /// The logits of every position.
-    pub fn forward(&self, tokens: &[usize]) -> Vec<Vec<f64>> {
+    pub(crate) fn forward(&self, tokens: &[usize]) -> Vec<Vec<f64>> {
         let embedding = self.get("token_embd.weight").unwrap();
         let mut stream: Vec<Vec<f64>> = tokens.iter().map(|t| embedding[t * EMBD..][..EMBD].to_vec()).collect();
         for block in 0..BLOCKS {
@@ -219,7 +224,11 @@ impl Tiny {
                 let y = self.norm(&format!("{block}{post_attn}"), &y);
                 add(&mut stream[at], &y);
                 let ffn_norm = if self.style.ffn_behind_post { "post_attention_norm" } else { "ffn_norm" };
-                let x = if self.style.parallel { normed[at].clone() } else { self.norm(&format!("{block}{ffn_norm}"), &stream[at]) };
+                let x = if self.style.parallel {
+                    normed[at].clone()
+                } else {
+                    self.norm(&format!("{block}{ffn_norm}"), &stream[at])
+                };
                 let y = self.norm(&format!("{block}post_ffw_norm"), &self.feed_forward(&block, &x));
                 add(&mut stream[at], &y);
             }

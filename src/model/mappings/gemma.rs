@@ -7,5 +7,9 @@ use super::{Family, PRE_NORM};
 /// The families of this table.
 pub(super) const FAMILIES: &[Family] = &[
     Family { archs: &["gemma", "gemma2", "gemma3"], rules: PRE_NORM, fixed_stream: None },
-    Family { archs: &["gemma-embedding"], rules: PRE_NORM, fixed_stream: Some("the residual stream is the model's output") },
+    Family {
+        archs: &["gemma-embedding"],
+        rules: PRE_NORM,
+        fixed_stream: Some("the residual stream is the model's output"),
+    },
 ];

@@ -11,9 +11,9 @@ mod qwen;
 
 use super::name::{Kind, Role};
 use Role::{
-    AttnK, AttnKNorm, AttnNorm, AttnOutput, AttnPostNorm, AttnQ, AttnQNorm, AttnQkv, AttnSinks, AttnV, FfnDown, FfnDownExps, FfnDownShexp,
-    FfnGate, FfnGateExps, FfnGateShexp, FfnGateUpExps, FfnNorm, FfnPostNorm, FfnUp, FfnUpExps, FfnUpShexp, Output, OutputNorm, Rope, Router,
-    RouterBias, SharedRouter, TokenEmbd, Unknown,
+    AttnK, AttnKNorm, AttnNorm, AttnOutput, AttnPostNorm, AttnQ, AttnQNorm, AttnQkv, AttnSinks, AttnV, FfnDown,
+    FfnDownExps, FfnDownShexp, FfnGate, FfnGateExps, FfnGateShexp, FfnGateUpExps, FfnNorm, FfnPostNorm, FfnUp,
+    FfnUpExps, FfnUpShexp, Output, OutputNorm, Rope, Router, RouterBias, SharedRouter, TokenEmbd, Unknown,
 };
 
 /// What makes an activation.
@@ -76,7 +76,8 @@ pub fn family(arch: &str) -> Option<&'static Family> {
 /// Readers of an attention's input.
 const QKV: &[Role] = &[AttnQ, AttnK, AttnV, AttnQkv];
 /// Readers of the input of a feed-forward network, dense or of experts, shared experts and routers included.
-const FFN: &[Role] = &[FfnGate, FfnUp, Router, FfnGateExps, FfnUpExps, FfnGateUpExps, SharedRouter, FfnGateShexp, FfnUpShexp];
+const FFN: &[Role] =
+    &[FfnGate, FfnUp, Router, FfnGateExps, FfnUpExps, FfnGateUpExps, SharedRouter, FfnGateShexp, FfnUpShexp];
 
 /// Attention behind its norm.
 const ATTN_IN: Rule = Rule { key: "attn_in", readers: QKV, inputs: &[Input::Norm(AttnNorm)] };
@@ -85,12 +86,20 @@ const ATTN_OUT: Rule = Rule { key: "attn_out", readers: &[AttnOutput], inputs: &
 /// A feed-forward network behind its norm.
 const FFN_IN: Rule = Rule { key: "ffn_in", readers: FFN, inputs: &[Input::Norm(FfnNorm)] };
 /// The down projection behind a gate.
-const DOWN: Rule = Rule { key: "ffn_down", readers: &[FfnDown], inputs: &[Input::Gated { gate: FfnGate, up: FfnUp }, Input::Plain(FfnUp)] };
+const DOWN: Rule = Rule {
+    key: "ffn_down",
+    readers: &[FfnDown],
+    inputs: &[Input::Gated { gate: FfnGate, up: FfnUp }, Input::Plain(FfnUp)],
+};
 /// The down projections of the experts.
 const DOWN_EXPS: Rule = Rule {
     key: "ffn_down_exps",
     readers: &[FfnDownExps],
-    inputs: &[Input::Gated { gate: FfnGateExps, up: FfnUpExps }, Input::GatedFused(FfnGateUpExps), Input::Plain(FfnUpExps)],
+    inputs: &[
+        Input::Gated { gate: FfnGateExps, up: FfnUpExps },
+        Input::GatedFused(FfnGateUpExps),
+        Input::Plain(FfnUpExps),
+    ],
 };
 /// The down projection of the shared experts.
 const DOWN_SHEXP: Rule = Rule {
@@ -159,7 +168,8 @@ mod tests {
     #[test]
     fn no_activation_has_two_readers_lists() {
         for arch in ["llama", "qwen2", "qwen3moe", "gemma3", "phi2", "phi3", "command-r", "olmo2"] {
-            let readers: Vec<Role> = family(arch).unwrap().rules.iter().flat_map(|rule| rule.readers.iter().copied()).collect();
+            let readers: Vec<Role> =
+                family(arch).unwrap().rules.iter().flat_map(|rule| rule.readers.iter().copied()).collect();
             let mut unique = readers.clone();
             unique.sort_unstable();
             unique.dedup();

@@ -16,8 +16,11 @@ const POST_NORM: &[Rule] = &[
 const FFN_BEHIND_POST: Rule = Rule { key: "ffn_in", readers: FFN, inputs: &[Input::Norm(AttnPostNorm)] };
 
 /// Experts whose up branch is clamped: scaling it would move the clamp.
-const CLAMPED_EXPERTS: Rule =
-    Rule { key: "ffn_down_exps", readers: &[FfnDownExps], inputs: &[Input::Clamped { gate: FfnGateExps, up: FfnUpExps }] };
+const CLAMPED_EXPERTS: Rule = Rule {
+    key: "ffn_down_exps",
+    readers: &[FfnDownExps],
+    inputs: &[Input::Clamped { gate: FfnGateExps, up: FfnUpExps }],
+};
 
 /// The families of this table.
 pub(super) const FAMILIES: &[Family] = &[

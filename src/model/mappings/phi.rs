@@ -11,8 +11,13 @@ pub(super) const PARALLEL: &[Rule] = &[
 ];
 
 /// Gate and up in one matrix, the gate's rows first.
-pub(super) const FUSED: &[Rule] =
-    &[super::ATTN_IN, ATTN_OUT, FFN_IN, Rule { key: "ffn_down", readers: &[FfnDown], inputs: &[Input::GatedFused(FfnUp)] }, DOWN_EXPS];
+pub(super) const FUSED: &[Rule] = &[
+    super::ATTN_IN,
+    ATTN_OUT,
+    FFN_IN,
+    Rule { key: "ffn_down", readers: &[FfnDown], inputs: &[Input::GatedFused(FfnUp)] },
+    DOWN_EXPS,
+];
 
 /// The families of this table.
 pub(super) const FAMILIES: &[Family] = &[
