@@ -12,5 +12,9 @@ pub mod math;
 pub mod tcq;
 // floor 3
 pub mod gguf;
+// floor 4
+pub mod model;
+// floor 6
+pub mod quant;
 
 pub use error::{Class, Error, Result};

@@ -1,3 +1,3 @@
 //! Integration tests: one binary, one module a subject.
-
-mod golden;
+mod quant;
+mod tiny_forward;
