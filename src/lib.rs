@@ -8,5 +8,7 @@ pub mod error;
 pub mod util;
 // floor 1
 pub mod math;
+// floor 3
+pub mod llama;
 
 pub use error::{Class, Error, Result};

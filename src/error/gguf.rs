@@ -28,8 +28,12 @@ impl GgufError {
     /// What the user can do about it, if there is something to say.
     pub fn hint(&self) -> Option<String> {
         match self {
-            GgufError::Truncated { .. } => Some("the download or copy may be incomplete: compare its size and checksum with the original".into()),
-            GgufError::Magic { .. } => Some("convert other formats to GGUF first, for instance with llama.cpp's convert_hf_to_gguf.py".into()),
+            GgufError::Truncated { .. } => {
+                Some("the download or copy may be incomplete: compare its size and checksum with the original".into())
+            }
+            GgufError::Magic { .. } => {
+                Some("convert other formats to GGUF first, for instance with llama.cpp's convert_hf_to_gguf.py".into())
+            }
         }
     }
 }

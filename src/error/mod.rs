@@ -111,8 +111,12 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Error::Io { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull => Some("free some space, or write to another disk; nothing was left under the final name".into()),
-                io::ErrorKind::PermissionDenied => Some("check the owner and the mode of the file and of its folder".into()),
+                io::ErrorKind::StorageFull => {
+                    Some("free some space, or write to another disk; nothing was left under the final name".into())
+                }
+                io::ErrorKind::PermissionDenied => {
+                    Some("check the owner and the mode of the file and of its folder".into())
+                }
                 _ => None,
             },
             Error::Gguf { defect, .. } => defect.hint(),
