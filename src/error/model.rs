@@ -36,6 +36,12 @@ pub enum ModelError {
         /// The input.
         input: PathBuf,
     },
+    /// Another run holds the lock of an output.
+    #[error("{}: another run is writing this file", path.display())]
+    OutputBusy {
+        /// The file.
+        path: PathBuf,
+    },
 }
 
 impl ModelError {
@@ -50,6 +56,7 @@ impl ModelError {
             ModelError::NotFinite { .. } => Some("the source model is damaged: fetch or convert it again".into()),
             ModelError::OutputExists { .. } => Some("choose another name, or pass --force to replace it".into()),
             ModelError::OutputIsInput { .. } => Some("choose another output name".into()),
+            ModelError::OutputBusy { .. } => Some("wait until it is done, or choose another output name".into()),
         }
     }
 }
