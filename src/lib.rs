@@ -10,6 +10,8 @@ pub mod util;
 pub mod math;
 // floor 2
 pub mod tcq;
+// floor 3
+pub mod gguf;
 // floor 4
 pub mod model;
 // floor 6
