@@ -12,6 +12,7 @@ pub mod math;
 pub mod tcq;
 // floor 3
 pub mod gguf;
+pub mod llama;
 // floor 4
 pub mod model;
 // floor 6

@@ -1,0 +1,75 @@
+//! `tcq4 inspect`: what is in a GGUF file.
+
+use crate::cli::args::InspectArgs;
+use crate::cli::table::Table;
+use crate::cli::{Outcome, Session};
+use crate::gguf::Source;
+use crate::inspect::{Summary, summarize};
+use crate::util::units::{bytes, count};
+
+/// Metadata keys shown in the summary; `--all` shows every key.
+const SHOWN_KEYS: usize = 24;
+
+pub(in crate::cli) fn run(session: &Session, args: &InspectArgs) -> Outcome {
+    let summary = summarize(&Source::open(&args.file)?);
+    session.printer.text(&render(&summary, args.all));
+    session.printer.record("inspect", &summary);
+    Ok(0)
+}
+
+fn render(summary: &Summary, all: bool) -> String {
+    let mut text = String::new();
+    for file in &summary.files {
+        text += &format!("{}\n", file.display());
+    }
+    text += &format!(
+        "GGUF v{}, {}, {}: {} weights in {} tensors, {} ({:.3} bits a weight)\n\n",
+        summary.version,
+        summary.architecture.as_deref().unwrap_or("no architecture"),
+        summary.name.as_deref().unwrap_or("no name"),
+        count(summary.weights),
+        summary.tensors.len(),
+        bytes(summary.file_bytes),
+        summary.bits_per_weight,
+    );
+    text += &types(summary);
+    text += "\n\n";
+    text += &metadata(summary, all);
+    if all {
+        text += "\n\n";
+        text += &tensors(summary);
+    }
+    text
+}
+
+fn types(summary: &Summary) -> String {
+    let mut table = Table::new(&["type", ">tensors", ">weights", ">bytes", ">bits"]);
+    for share in &summary.types {
+        let bits = share.bytes as f64 * 8.0 / share.weights.max(1) as f64;
+        table.row([share.ty.clone(), share.tensors.to_string(), count(share.weights), bytes(share.bytes), format!("{bits:.3}")]);
+    }
+    table.render()
+}
+
+fn metadata(summary: &Summary, all: bool) -> String {
+    let mut table = Table::new(&["key", "value"]);
+    let is_per_tensor = |key: &str| key.starts_with("tcq4.") && (key.ends_with(".perm") || key.ends_with(".sha256"));
+    let keys: Vec<_> = summary.metadata.iter().filter(|(key, _)| all || !is_per_tensor(key)).collect();
+    let shown = if all { keys.len() } else { keys.len().min(SHOWN_KEYS) };
+    for (key, value) in &keys[..shown] {
+        table.row([key.clone(), value.clone()]);
+    }
+    let hidden = summary.metadata.len() - shown;
+    let rest = if hidden > 0 { format!("\n… {hidden} more keys; --all shows them, and every tensor") } else { String::new() };
+    table.render() + &rest
+}
+
+fn tensors(summary: &Summary) -> String {
+    let mut table = Table::new(&["tensor", "type", ">shape", ">bytes", "permuted"]);
+    for tensor in &summary.tensors {
+        let shape = tensor.dims.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
+        let permuted = if tensor.permuted { "yes" } else { "" };
+        table.row([tensor.name.clone(), tensor.ty.clone(), shape, bytes(tensor.bytes), permuted.to_string()]);
+    }
+    table.render()
+}

@@ -1,0 +1,11 @@
+//! One module a command: arguments in, library calls, text and record out.
+
+pub(super) mod calibrate;
+pub(super) mod convert;
+pub(super) mod dequantize;
+pub(super) mod diff;
+pub(super) mod eval;
+pub(super) mod inspect;
+pub(super) mod perms;
+pub(super) mod quantize;
+pub(super) mod verify;

@@ -1,0 +1,72 @@
+//! The one owner of stdout and stderr: data goes to stdout, everything else to stderr.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is where output is allowed")]
+
+use std::io::{IsTerminal, Write};
+
+use serde::Serialize;
+
+/// The version of the JSON records on stdout; it grows when a field changes its meaning or goes away.
+pub(crate) const RECORD_VERSION: u32 = 1;
+
+/// What goes where, as `--json` and `--quiet` say.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Printer {
+    json: bool,
+    quiet: bool,
+}
+
+#[derive(Serialize)]
+struct Record<'a, T> {
+    record: &'a str,
+    record_version: u32,
+    tcq4: &'a str,
+    #[serde(flatten)]
+    body: T,
+}
+
+impl Printer {
+    pub(crate) fn new(json: bool, quiet: bool) -> Self {
+        Self { json, quiet }
+    }
+
+    /// Whether text on stdout is wanted.
+    pub(crate) fn is_text(self) -> bool {
+        !self.json && !self.quiet
+    }
+
+    /// Whether progress and notes are wanted on stderr.
+    pub(crate) fn is_talkative(self) -> bool {
+        !self.quiet
+    }
+
+    /// Whether bars can be drawn on stderr.
+    pub(crate) fn draws_bars(self) -> bool {
+        !self.quiet && std::io::stderr().is_terminal()
+    }
+
+    /// Prints text, unless a record or silence was asked for. A reader that went away is no error.
+    pub(crate) fn text(self, text: &str) {
+        if self.is_text() {
+            let _ = writeln!(std::io::stdout(), "{text}");
+        }
+    }
+
+    /// Prints the record of a command, if one was asked for.
+    pub(crate) fn record(self, name: &str, body: impl Serialize) {
+        if self.json {
+            let record = Record { record: name, record_version: RECORD_VERSION, tcq4: env!("CARGO_PKG_VERSION"), body };
+            if let Ok(json) = serde_json::to_string_pretty(&record) {
+                let _ = writeln!(std::io::stdout(), "{json}");
+            }
+        }
+    }
+
+    /// Prints an error with its causes and its remedy; nothing silences it.
+    pub(crate) fn error(error: &anyhow::Error) {
+        eprintln!("error: {error:#}");
+        let hint = error.chain().find_map(|e| e.downcast_ref::<crate::Error>()).and_then(crate::Error::hint);
+        if let Some(hint) = hint {
+            eprintln!("hint: {hint}");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Values of command line options, parsed into types that cannot be wrong.
+
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use regex::Regex;
+
+use crate::gguf::GgmlType;
+
+/// `--compat`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Compat {
+    /// The llama.cpp fork that TCQ4 comes from: type id 42, file type 40
+    #[value(name = "llama.cpp-rrs")]
+    LlamaCppRrs,
+}
+
+/// `--type` of `dequantize`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FloatType {
+    /// Half precision
+    F16,
+    /// bfloat16
+    Bf16,
+    /// Single precision
+    F32,
+}
+
+impl From<FloatType> for GgmlType {
+    fn from(ty: FloatType) -> Self {
+        match ty {
+            FloatType::F16 => GgmlType::F16,
+            FloatType::Bf16 => GgmlType::BF16,
+            FloatType::F32 => GgmlType::F32,
+        }
+    }
+}
+
+/// `--tensor-type REGEX=TYPE`
+#[derive(Debug, Clone)]
+pub(crate) struct TensorRule {
+    pub(crate) pattern: Regex,
+    pub(crate) ty: GgmlType,
+}
+
+impl FromStr for TensorRule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (pattern, ty) = text.rsplit_once('=').ok_or("expected REGEX=TYPE, for instance 'ffn_down=q8_0'")?;
+        let pattern = Regex::new(pattern).map_err(|e| e.to_string())?;
+        Ok(Self { pattern, ty: ty.parse::<GgmlType>().map_err(|e| e.to_string())? })
+    }
+}
+
+/// A number of bytes: `512M`, `4G`, `123456`; the letters are powers of 1024.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Size(pub(crate) u64);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+        let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+            "" | "B" => 0,
+            "K" | "KB" | "KIB" => 10,
+            "M" | "MB" | "MIB" => 20,
+            "G" | "GB" | "GIB" => 30,
+            "T" | "TB" | "TIB" => 40,
+            other => return Err(format!("unknown unit '{other}', expected K, M, G or T")),
+        };
+        let number: u64 = digits.parse().map_err(|_| "expected a number and a unit, for instance 4G".to_string())?;
+        number.checked_mul(1 << shift).filter(|&n| n > 0).map(Size).ok_or_else(|| "out of range".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!("4G".parse(), Ok(Size(4 << 30)));
+        assert_eq!("512mib".parse(), Ok(Size(512 << 20)));
+        assert_eq!("77".parse(), Ok(Size(77)));
+        for wrong in ["", "G", "0", "4X", "99999999999999T", "-1"] {
+            assert!(wrong.parse::<Size>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn tensor_rules_split_at_the_last_equals_sign() {
+        let rule: TensorRule = "blk\\.(0|1)=?\\.ffn=q8_0".parse().unwrap();
+        assert_eq!(rule.ty, GgmlType::Q8_0);
+        assert!(rule.pattern.is_match("blk.0.ffn_up.weight"));
+        assert!("ffn".parse::<TensorRule>().is_err());
+        assert!("(=q8_0".parse::<TensorRule>().is_err());
+        assert!("ffn=q99".parse::<TensorRule>().is_err());
+    }
+}

@@ -1,0 +1,76 @@
+//! Reads rows of TCQ4 tensors back as plain weights, in either of the fork's two formats; rotations are undone, permutations only if asked.
+
+use bytemuck::pod_collect_to_vec;
+
+use crate::error::{ModelError, Result};
+use crate::gguf::{GgmlType, Source, TensorInfo};
+use crate::math::Permutation;
+use crate::tcq::{CHUNK, Codec, EarlyBlock, Layout, ROW_BYTES, TILE_ROWS, Tile, detect_layout, early, validate_tile};
+
+/// One TCQ4 tensor of a file, ready to be decoded.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TcqTensor<'a> {
+    source: &'a Source,
+    tensor: &'a TensorInfo,
+    layout: Layout,
+    codec: Codec,
+}
+
+impl<'a> TcqTensor<'a> {
+    /// Looks at the bytes of `tensor` and finds out their format.
+    ///
+    /// # Errors
+    /// Bytes that are neither tiles nor row blocks.
+    pub(super) fn open(source: &'a Source, tensor: &'a TensorInfo, codec: Codec) -> Result<Self> {
+        let layout = match tensor.ty {
+            GgmlType::TCQ4_K32 => Some(Layout::Final),
+            _ => detect_layout(source.data(tensor)),
+        };
+        let fail = || ModelError::Damaged {
+            path: source.path().to_path_buf(),
+            tensor: tensor.name.clone(),
+            problem: "its bytes are neither tiles nor row blocks of TCQ4".into(),
+        };
+        Ok(Self { source, tensor, layout: layout.ok_or_else(fail)?, codec })
+    }
+
+    /// Decodes rows `first..first + rows` (both multiples of 8) into spatial weights, columns in the order of the file.
+    ///
+    /// # Errors
+    /// A scale that is not finite.
+    pub(super) fn rows(&self, first: u64, rows: u64, out: &mut [f32]) -> Result<()> {
+        let columns = self.tensor.columns() as usize;
+        let row_bytes = columns / CHUNK * ROW_BYTES;
+        let bytes = &self.source.data(self.tensor)[first as usize * row_bytes..(first + rows) as usize * row_bytes];
+        let stripe_bytes = row_bytes * TILE_ROWS;
+        for (stripe, (bytes, out)) in bytes.chunks_exact(stripe_bytes).zip(out.chunks_exact_mut(columns * TILE_ROWS)).enumerate() {
+            match self.layout {
+                Layout::Final => {
+                    let tiles: Vec<Tile> = pod_collect_to_vec(bytes);
+                    self.check(&tiles, first + (stripe * TILE_ROWS) as u64)?;
+                    self.codec.decode_rows(&tiles, columns, out);
+                }
+                Layout::Early => early::decode_rows(&pod_collect_to_vec::<u8, EarlyBlock>(bytes), columns, out),
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&self, tiles: &[Tile], row: u64) -> Result<()> {
+        let Some((index, defect)) = tiles.iter().enumerate().find_map(|(i, tile)| Some((i, validate_tile(tile).err()?))) else {
+            return Ok(());
+        };
+        let problem = format!("tile at row {row}, column {}: {defect}", index * CHUNK);
+        Err(ModelError::Damaged { path: self.source.path().to_path_buf(), tensor: self.tensor.name.clone(), problem }.into())
+    }
+}
+
+/// Puts the columns of decoded rows back where they were before `permutation` gathered them.
+pub(super) fn undo_permutation(permutation: &Permutation, rows: &mut [f32]) {
+    let inverse = permutation.inverse();
+    let mut spatial = vec![0.0; inverse.len()];
+    for row in rows.chunks_exact_mut(inverse.len()) {
+        inverse.gather(row, &mut spatial);
+        row.copy_from_slice(&spatial);
+    }
+}

@@ -1,0 +1,119 @@
+//! Encodes a run of rows of one tensor: read, transform, encode. Pure but for reading the mapped source; knows nothing of files written.
+
+use bytemuck::{cast_slice, cast_slice_mut, zeroed_vec};
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+
+use super::plan::is_tcq4;
+use crate::error::{ModelError, Result};
+use crate::gguf::{GgmlType, Source, TensorInfo};
+use crate::llama;
+use crate::quant::{Transform, transform_rows};
+use crate::tcq::{CHUNK, Codec, EncodeError, Loss, TILE_BYTES, TILE_ROWS, Tile};
+
+/// A run of rows of one tensor and what becomes of them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RowRun<'a> {
+    pub(super) source: &'a Source,
+    pub(super) tensor: &'a TensorInfo,
+    pub(super) transform: Option<&'a Transform>,
+    pub(super) to: GgmlType,
+    /// First row, counted over all matrices of the tensor.
+    pub(super) first: u64,
+    /// Number of rows; a multiple of 8 where `to` is TCQ4.
+    pub(super) rows: u64,
+}
+
+impl RowRun<'_> {
+    /// The bytes of these rows in their new type, and the squared error where it is measured (TCQ4).
+    pub(super) fn encode(&self, codec: Codec) -> Result<(Vec<u8>, Loss)> {
+        if self.to == self.tensor.ty && self.transform.is_none() {
+            return Ok((self.source_bytes().to_vec(), Loss::default()));
+        }
+        let mut values = self.values()?;
+        if is_tcq4(self.to) {
+            return self.encode_tiles(codec, &mut values);
+        }
+        self.check_finite(&values)?;
+        Ok((self.encode_plain(&values)?, Loss::default()))
+    }
+
+    /// These rows as they lie in the source (no transform reorders rows here).
+    fn source_bytes(&self) -> &[u8] {
+        let data = self.source.data(self.tensor);
+        let row = data.len() / self.tensor.rows() as usize;
+        &data[self.first as usize * row..(self.first + self.rows) as usize * row]
+    }
+
+    fn values(&self) -> Result<Vec<f32>> {
+        let columns = self.tensor.columns() as usize;
+        let mut values = vec![0.0; columns * self.rows as usize];
+        match self.transform {
+            Some(transform) => transform_rows(self.source, self.tensor, transform, self.first, &mut values)?,
+            None if self.tensor.ty.is_float() => self.source.read_rows(self.tensor, self.first, &mut values)?,
+            None => llama::dequantize_rows(self.tensor.ty.0, self.source_bytes(), columns, &mut values)?,
+        }
+        Ok(values)
+    }
+
+    fn encode_tiles(&self, codec: Codec, values: &mut [f32]) -> Result<(Vec<u8>, Loss)> {
+        let columns = self.tensor.columns() as usize;
+        let stripe_tiles = columns / CHUNK;
+        let mut bytes: Vec<u8> = zeroed_vec(self.rows as usize / TILE_ROWS * stripe_tiles * TILE_BYTES);
+        let tiles: &mut [Tile] = cast_slice_mut(&mut bytes);
+        let mut loss = Loss::default();
+        for (stripe, (rows, tiles)) in values.chunks_exact_mut(TILE_ROWS * columns).zip(tiles.chunks_exact_mut(stripe_tiles)).enumerate() {
+            loss += codec.encode_rows(rows, columns, tiles).map_err(|e| self.defect(&e, (stripe * TILE_ROWS) as u64))?;
+        }
+        Ok((bytes, loss))
+    }
+
+    fn encode_plain(&self, values: &[f32]) -> Result<Vec<u8>> {
+        match self.to {
+            GgmlType::F32 => Ok(cast_slice(values).to_vec()),
+            GgmlType::F16 => {
+                let mut halves = vec![f16::ZERO; values.len()];
+                halves.convert_from_f32_slice(values);
+                Ok(cast_slice(&halves).to_vec())
+            }
+            GgmlType::BF16 => {
+                let mut halves = vec![bf16::ZERO; values.len()];
+                halves.convert_from_f32_slice(values);
+                Ok(cast_slice(&halves).to_vec())
+            }
+            ty => {
+                let columns = self.tensor.columns();
+                let row = ty.row_bytes(columns).unwrap_or(0);
+                let mut bytes = vec![0; (row * self.rows) as usize];
+                llama::quantize_rows(ty.0, values, columns as usize, None, &mut bytes)?;
+                Ok(bytes)
+            }
+        }
+    }
+
+    fn check_finite(&self, values: &[f32]) -> Result<()> {
+        match values.iter().position(|v| !v.is_finite()) {
+            Some(at) => {
+                let columns = self.tensor.columns();
+                Err(self.not_finite(self.first + at as u64 / columns, at as u64 % columns, values[at]))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn not_finite(&self, row: u64, column: u64, value: f32) -> crate::Error {
+        let path = self.source.path().to_path_buf();
+        ModelError::NotFinite { path, tensor: self.tensor.name.clone(), row, column, value }.into()
+    }
+
+    fn defect(&self, error: &EncodeError, stripe_row: u64) -> crate::Error {
+        let row = |row: usize| self.first + stripe_row + row as u64;
+        match *error {
+            EncodeError::NotFinite { row: r, column, value } => self.not_finite(row(r), column as u64, value),
+            EncodeError::Overflow { row: r, column, magnitude } => {
+                let path = self.source.path().to_path_buf();
+                let tensor = self.tensor.name.clone();
+                ModelError::TooLarge { path, tensor, row: row(r), column: column as u64, magnitude }.into()
+            }
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! What becomes of every tensor: decided from names, shapes and settings alone, before anything is read or written.
+
+use regex::Regex;
+use serde::Serialize;
+
+use crate::error::{ModelError, Result};
+use crate::gguf::{GgmlType, Source, TensorInfo, TensorSpec};
+use crate::model::{Kind, Role, TensorName};
+use crate::tcq;
+
+/// A tensor type chosen by the user for the names that a regular expression matches.
+#[derive(Debug, Clone)]
+pub struct TypeRule {
+    /// Searched for anywhere in the tensor name.
+    pub pattern: Regex,
+    /// The type that matching tensors take.
+    pub ty: GgmlType,
+}
+
+/// The choices that decide a plan.
+#[derive(Debug, Clone)]
+pub struct PlanSettings {
+    /// Type of the token embedding; `None` picks Q6_K, or Q8_0 where columns are no multiple of 256.
+    pub embedding_type: Option<GgmlType>,
+    /// Type of the output head (a tied embedding counts as one); `None` as above.
+    pub output_type: Option<GgmlType>,
+    /// Type of linear layers that do not fit TCQ4_K32.
+    pub fallback: GgmlType,
+    /// The user's own choices; the first match wins.
+    pub rules: Vec<TypeRule>,
+    /// Whether tensors that are quantised already may be decoded and quantised again.
+    pub allow_requantize: bool,
+    /// The id that TCQ4 tensors are written with: [`GgmlType::TCQ4_K32`], or the fork's.
+    pub tcq4_type: GgmlType,
+}
+
+impl Default for PlanSettings {
+    fn default() -> Self {
+        Self {
+            embedding_type: None,
+            output_type: None,
+            fallback: GgmlType::Q8_0,
+            rules: Vec::new(),
+            allow_requantize: false,
+            tcq4_type: GgmlType::TCQ4_K32,
+        }
+    }
+}
+
+/// Why a tensor takes its type.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// A linear layer that fits the tile.
+    Linear,
+    /// The token embedding.
+    Embedding,
+    /// The output head.
+    OutputHead,
+    /// The token embedding of a model without an output head of its own.
+    TiedHead,
+    /// Not a linear layer: kept as it is.
+    Kept,
+    /// The user's `--tensor-type`.
+    Rule,
+    /// A substitution: the wanted type does not fit this shape.
+    Substituted {
+        /// The type that was wanted.
+        wanted: String,
+        /// What does not fit, for instance "576 columns are no multiple of 256".
+        because: String,
+    },
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Reason::Linear => f.write_str("linear layer"),
+            Reason::Embedding => f.write_str("token embedding"),
+            Reason::OutputHead => f.write_str("output head"),
+            Reason::TiedHead => f.write_str("embedding, tied to the output head"),
+            Reason::Kept => f.write_str("kept"),
+            Reason::Rule => f.write_str("--tensor-type"),
+            Reason::Substituted { wanted, because } => write!(f, "instead of {wanted}: {because}"),
+        }
+    }
+}
+
+/// What becomes of one tensor.
+#[derive(Debug, Clone, Serialize)]
+pub struct PlannedTensor {
+    /// The tensor's name.
+    pub name: String,
+    /// Its dimensions in ggml's order, columns first.
+    pub dims: Vec<u64>,
+    /// The type it has.
+    #[serde(serialize_with = "as_name")]
+    pub from: GgmlType,
+    /// The type it takes.
+    #[serde(serialize_with = "as_name")]
+    pub to: GgmlType,
+    /// Why.
+    pub reason: Reason,
+    /// Its size in the source, in bytes.
+    pub source_bytes: u64,
+    /// Its size in the output, in bytes.
+    pub bytes: u64,
+}
+
+fn as_name<S: serde::Serializer>(ty: &GgmlType, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(ty)
+}
+
+impl PlannedTensor {
+    /// The number of weights.
+    pub fn elements(&self) -> u64 {
+        self.dims.iter().product()
+    }
+
+    /// Bits a weight in the output.
+    pub fn bits(&self) -> f64 {
+        self.bytes as f64 * 8.0 / self.elements() as f64
+    }
+
+    /// Whether it becomes (or stays) TCQ4.
+    pub fn is_tcq4(&self) -> bool {
+        is_tcq4(self.to)
+    }
+
+    /// Whether its bytes may simply be copied, unless a transformation applies to it.
+    pub fn is_copied(&self) -> bool {
+        self.from == self.to
+    }
+
+    /// Its name, shape and type in the output.
+    pub fn spec(&self) -> TensorSpec {
+        TensorSpec { name: self.name.clone(), dims: self.dims.clone(), ty: self.to }
+    }
+}
+
+/// Whether `ty` is TCQ4 under either id.
+pub fn is_tcq4(ty: GgmlType) -> bool {
+    ty == GgmlType::TCQ4_K32 || ty == GgmlType::FORK_TCQ4_K32
+}
+
+/// The plan of a whole model, tensors in the order of the source.
+#[derive(Debug, Clone, Serialize)]
+pub struct Conversion {
+    /// One entry a tensor.
+    pub tensors: Vec<PlannedTensor>,
+}
+
+impl Conversion {
+    /// Plans `source` by `settings`.
+    ///
+    /// # Errors
+    /// A source tensor that is quantised already and would have to change, without
+    /// [`allow_requantize`](PlanSettings::allow_requantize); a type that ggml cannot encode to; a rule that asks for TCQ4 where it cannot be.
+    pub fn new(source: &Source, settings: &PlanSettings) -> Result<Self> {
+        let tied = source.tensor("output.weight").is_none();
+        let plan = |tensor: &TensorInfo| plan_tensor(source, tensor, tied, settings);
+        Ok(Self { tensors: source.tensors().iter().map(plan).collect::<Result<_>>()? })
+    }
+
+    /// The tensors that take another type than the one meant for them.
+    pub fn substitutions(&self) -> impl Iterator<Item = &PlannedTensor> {
+        self.tensors.iter().filter(|t| matches!(t.reason, Reason::Substituted { .. }))
+    }
+
+    /// Bytes that the substitutions cost over the type meant for them (TCQ4_K32).
+    pub fn substitution_bytes(&self) -> i64 {
+        let wanted = |t: &PlannedTensor| (t.elements() * tcq::TILE_BYTES as u64).div_ceil((tcq::TILE_ROWS * tcq::CHUNK) as u64);
+        self.substitutions().map(|t| t.bytes as i64 - wanted(t) as i64).sum()
+    }
+
+    /// The number of weights.
+    pub fn elements(&self) -> u64 {
+        self.tensors.iter().map(PlannedTensor::elements).sum()
+    }
+
+    /// Tensor bytes in the output, padding and metadata not included.
+    pub fn bytes(&self) -> u64 {
+        self.tensors.iter().map(|t| t.bytes).sum()
+    }
+
+    /// Bits a weight over the whole output.
+    pub fn bits(&self) -> f64 {
+        self.bytes() as f64 * 8.0 / self.elements() as f64
+    }
+}
+
+fn plan_tensor(source: &Source, tensor: &TensorInfo, tied: bool, settings: &PlanSettings) -> Result<PlannedTensor> {
+    let (wanted, reason) = wanted_type(tensor, tied, settings);
+    let (to, reason) = fit(tensor, wanted, reason, settings);
+    if to != tensor.ty && !tensor.ty.is_float() && !settings.allow_requantize {
+        let path = source.path().to_path_buf();
+        return Err(ModelError::AlreadyQuantized { path, tensor: tensor.name.clone(), ty: tensor.ty.to_string() }.into());
+    }
+    let bytes = to.row_bytes(tensor.columns()).and_then(|row| row.checked_mul(tensor.rows()));
+    let bytes = if to == tensor.ty { tensor.bytes } else { bytes.unwrap_or(tensor.bytes) };
+    Ok(PlannedTensor {
+        name: tensor.name.clone(),
+        dims: tensor.dims.clone(),
+        from: tensor.ty,
+        to,
+        reason,
+        source_bytes: tensor.bytes,
+        bytes,
+    })
+}
+
+/// The type that a tensor takes if it fits, by the user's rules and its role.
+fn wanted_type(tensor: &TensorInfo, tied: bool, settings: &PlanSettings) -> (GgmlType, Reason) {
+    if let Some(rule) = settings.rules.iter().find(|r| r.pattern.is_match(&tensor.name)) {
+        let ty = if is_tcq4(rule.ty) { settings.tcq4_type } else { rule.ty };
+        return (ty, Reason::Rule);
+    }
+    let large = if tensor.columns() % tcq::CHUNK as u64 == 0 { GgmlType::Q6_K } else { GgmlType::Q8_0 };
+    let name = TensorName::parse(&tensor.name);
+    match name.role {
+        _ if tensor.dims.len() < 2 || name.kind != Kind::Weight => (tensor.ty, Reason::Kept),
+        Role::TokenEmbd if tied => (settings.output_type.or(settings.embedding_type).unwrap_or(large), Reason::TiedHead),
+        Role::TokenEmbd => (settings.embedding_type.unwrap_or(large), Reason::Embedding),
+        Role::Output => (settings.output_type.unwrap_or(large), Reason::OutputHead),
+        role if is_linear(role, name.block.is_some(), &tensor.name) => (settings.tcq4_type, Reason::Linear),
+        _ => (tensor.ty, Reason::Kept),
+    }
+}
+
+/// Parts of names of matrices that no matrix multiplication of the block reads, or that are too sensitive: llama-quantize keeps them too.
+const KEPT: &[&str] = &["norm", "conv", "time_mix", "attn_rel_b", "altup", "laurel", "per_layer", "ssm_a", "ssm_d", "nextn", "indexer", "_inp"];
+
+/// Whether a matrix is the weight of a linear layer. One of unknown role counts as one if it belongs to a block and is none of [`KEPT`].
+fn is_linear(role: Role, in_block: bool, name: &str) -> bool {
+    use Role::{AttnKNorm, AttnNorm, AttnPostNorm, AttnQNorm, AttnSinks, FfnNorm, FfnPostNorm, OutputNorm, Rope, Router, RouterBias, SharedRouter};
+    match role {
+        Role::Unknown => in_block && !KEPT.iter().any(|part| name.contains(part)),
+        OutputNorm | AttnNorm | AttnQNorm | AttnKNorm | AttnPostNorm | FfnNorm | FfnPostNorm => false,
+        Role::TokenEmbd | Role::Output | Rope | AttnSinks | Router | RouterBias | SharedRouter => false,
+        _ => true,
+    }
+}
+
+/// The wanted type where the shape allows it; else the fallback, Q8_0, or the type it has.
+fn fit(tensor: &TensorInfo, wanted: GgmlType, reason: Reason, settings: &PlanSettings) -> (GgmlType, Reason) {
+    let Some(because) = misfit(tensor, wanted) else { return (wanted, reason) };
+    let to = [settings.fallback, GgmlType::Q8_0].into_iter().find(|&ty| misfit(tensor, ty).is_none()).unwrap_or(tensor.ty);
+    (to, Reason::Substituted { wanted: wanted.to_string(), because })
+}
+
+/// Why `ty` cannot hold this tensor, if it cannot.
+fn misfit(tensor: &TensorInfo, ty: GgmlType) -> Option<String> {
+    if ty == tensor.ty {
+        return None;
+    }
+    let Some(layout) = ty.layout() else { return Some(format!("{ty} has no known layout")) };
+    if tensor.columns() % layout.block != 0 {
+        return Some(format!("{} columns are no multiple of {}", tensor.columns(), layout.block));
+    }
+    let rows = tensor.dims.get(1).copied().unwrap_or(1);
+    if is_tcq4(ty) && rows % tcq::TILE_ROWS as u64 != 0 {
+        return Some(format!("{rows} rows are no multiple of {}", tcq::TILE_ROWS));
+    }
+    None
+}

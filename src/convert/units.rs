@@ -1,0 +1,83 @@
+//! Cuts a model into runs of rows that threads take in turn, and puts what they report back in order.
+
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::tcq::TILE_ROWS;
+use crate::util::progress::{Progress, Unit};
+
+/// Source values a run of rows aims at: large enough to hide the cost of a write, small enough for the cache and for many threads.
+const RUN_ELEMENTS: u64 = 1 << 18;
+
+/// A run of rows of one tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RowUnit {
+    /// Index of the tensor.
+    pub(super) tensor: usize,
+    /// First row, counted over all matrices of the tensor.
+    pub(super) first: u64,
+    /// Number of rows.
+    pub(super) rows: u64,
+}
+
+/// Cuts tensors of (rows, columns) into runs of whole tiles' rows; the last run of a tensor may be shorter.
+pub(super) fn cut(shapes: impl IntoIterator<Item = (u64, u64)>) -> Vec<RowUnit> {
+    let runs = |(tensor, (rows, columns)): (usize, (u64, u64))| {
+        let tiles = TILE_ROWS as u64;
+        let step = (RUN_ELEMENTS / columns.max(1)).max(1).next_multiple_of(tiles);
+        (0..rows).step_by(step as usize).map(move |first| RowUnit { tensor, first, rows: step.min(rows - first) })
+    };
+    shapes.into_iter().enumerate().flat_map(runs).collect()
+}
+
+/// Runs `work` on every unit, on all threads; the results come back in the order of the units. Progress counts source bytes, as `bytes` says.
+///
+/// # Errors
+/// The first error in the order of the units, or [`Error::Interrupted`].
+pub(super) fn run_all<T: Send>(
+    units: &[RowUnit],
+    label: &str,
+    progress: &dyn Progress,
+    bytes: impl Fn(&RowUnit) -> u64 + Sync,
+    work: impl Fn(&RowUnit) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    progress.begin(label, units.iter().map(&bytes).sum(), Unit::Bytes);
+    let one = |unit: &RowUnit| {
+        if progress.interrupted() {
+            return Err(Error::Interrupted);
+        }
+        let result = work(unit)?;
+        progress.advance(bytes(unit));
+        Ok(result)
+    };
+    let results = units.par_iter().map(one).collect::<Result<Vec<T>>>();
+    progress.end();
+    results
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::util::progress::NoProgress;
+
+    #[test]
+    fn runs_cover_every_row_once_and_start_at_tiles() {
+        let units = cut([(4096, 768), (1, 576), (24, 1 << 20)]);
+        for (tensor, rows) in [(0, 4096), (1, 1), (2, 24)] {
+            let mut next = 0;
+            for unit in units.iter().filter(|u| u.tensor == tensor) {
+                assert_eq!(unit.first, next);
+                assert_eq!(unit.first % 8, 0);
+                next += unit.rows;
+            }
+            assert_eq!(next, rows);
+        }
+    }
+
+    #[test]
+    fn results_keep_their_order() {
+        let units = cut([(100_000, 256)]);
+        let firsts = run_all(&units, "test", &NoProgress, |_| 1, |u| Ok(u.first)).unwrap();
+        assert_eq!(firsts, units.iter().map(|u| u.first).collect::<Vec<_>>());
+    }
+}

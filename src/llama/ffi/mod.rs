@@ -1,0 +1,10 @@
+//! Every raw call into llama.cpp and every `unsafe` of this floor. Nothing here decides anything: it checks what C would not and
+//! hands plain values to the safe modules beside it.
+
+mod hook;
+mod log;
+mod runtime;
+mod types;
+
+pub(super) use runtime::{RawContext, RawModel};
+pub(super) use types::{about, dequantize, quantize, system_info};

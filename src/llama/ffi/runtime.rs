@@ -1,0 +1,195 @@
+//! Models and contexts by their raw pointers: created, used and freed here. The model comes from llama-cpp-2; the context cannot,
+//! because that crate has no way to set the graph-eval callback.
+
+use std::ffi::c_void;
+use std::fmt;
+use std::marker::PhantomData;
+use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use llama_cpp_2::llama_backend::LlamaBackend;
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::model::params::LlamaModelParams;
+use llama_cpp_sys_2 as sys;
+
+use super::hook::{Hook, on_node};
+use super::log;
+use crate::error::LlamaError;
+use crate::llama::{ContextOptions, Model, Observer};
+use crate::{Error, Result};
+
+/// `LlamaModel` is `repr(transparent)` over the pointer; if it ever is not, this stops the build.
+const _: () = assert!(size_of::<LlamaModel>() == size_of::<*mut sys::llama_model>());
+
+/// One load at a time, so that the kept log lines belong to it.
+static LOADING: Mutex<()> = Mutex::new(());
+
+fn backend() -> Result<&'static LlamaBackend> {
+    static BACKEND: OnceLock<Option<LlamaBackend>> = OnceLock::new();
+    let backend = BACKEND.get_or_init(|| {
+        log::install();
+        LlamaBackend::init().ok()
+    });
+    backend
+        .as_ref()
+        .ok_or_else(|| LlamaError::Context { reason: "another part of this process has initialised it".into() }.into())
+}
+
+/// A model that llama.cpp has loaded.
+#[derive(Debug)]
+pub(in crate::llama) struct RawModel(LlamaModel);
+
+impl RawModel {
+    pub(in crate::llama) fn load(path: &Path, gpu_layers: u32) -> Result<Self> {
+        let backend = backend()?;
+        if gpu_layers > 0 && !backend.supports_gpu_offload() {
+            return Err(LlamaError::NoGpu { layers: gpu_layers }.into());
+        }
+        let _one = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
+        log::forget();
+        let params = LlamaModelParams::default().with_n_gpu_layers(gpu_layers);
+        LlamaModel::load_from_file(backend, path, &params).map(Self).map_err(|error| {
+            let reason = match error {
+                llama_cpp_2::LlamaModelLoadError::NullResult => log::reason(),
+                other => other.to_string(),
+            };
+            LlamaError::Load { path: path.to_path_buf(), reason }.into()
+        })
+    }
+
+    /// The safe wrapper, for everything that it can do.
+    pub(in crate::llama) fn inner(&self) -> &LlamaModel {
+        &self.0
+    }
+
+    fn pointer(&self) -> *mut sys::llama_model {
+        // SAFETY: `repr(transparent)` over a non-null pointer to the model (its size is asserted above).
+        unsafe { *std::ptr::from_ref(&self.0).cast::<*mut sys::llama_model>() }
+    }
+}
+
+/// A context, its batch and the hook that its callback works on.
+pub(in crate::llama) struct RawContext<'m> {
+    context: NonNull<sys::llama_context>,
+    batch: sys::llama_batch,
+    capacity: usize,
+    /// From `Box::into_raw`; C++ holds the same pointer, so it is never turned into a lasting reference.
+    hook: *mut Hook,
+    model: PhantomData<&'m Model>,
+}
+
+impl fmt::Debug for RawContext<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RawContext")
+            .field("context", &self.context)
+            .field("capacity", &self.capacity)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'m> RawContext<'m> {
+    pub(in crate::llama) fn new(model: &'m Model, options: &ContextOptions) -> Result<Self> {
+        backend()?;
+        let too_many =
+            |_| LlamaError::Context { reason: format!("{} tokens are too many for one batch", options.batch) };
+        let capacity = i32::try_from(options.batch.max(1)).map_err(too_many)?;
+        let hook = Box::into_raw(Box::new(Hook::new()));
+        let params = context_params(options, model.gpu_layers > 0, hook);
+        log::forget();
+        // SAFETY: the model is alive for 'm; the hook outlives the context (see Drop).
+        let context = unsafe { sys::llama_init_from_model(model.raw.pointer(), params) };
+        let Some(context) = NonNull::new(context) else {
+            // SAFETY: nobody else has the hook: there is no context.
+            drop(unsafe { Box::from_raw(hook) });
+            return Err(LlamaError::Context { reason: log::reason() }.into());
+        };
+        // SAFETY: a batch of tokens (no embeddings), one sequence per token; freed in Drop.
+        let batch = unsafe { sys::llama_batch_init(capacity, 0, 1) };
+        Ok(Self { context, batch, capacity: capacity as usize, hook, model: PhantomData })
+    }
+
+    /// Runs `tokens` at `position` and after, watched by `observer` if the context has a callback.
+    ///
+    /// # Panics
+    /// If there are more tokens than the batch holds.
+    pub(in crate::llama) fn decode(
+        &mut self,
+        tokens: &[i32],
+        position: usize,
+        output: impl Fn(usize) -> bool,
+        observer: Option<&mut dyn Observer>,
+    ) -> Result<()> {
+        assert!(tokens.len() <= self.capacity, "the caller checks the batch size");
+        for (i, &token) in tokens.iter().enumerate() {
+            // SAFETY: i < capacity, for which llama_batch_init allocated every one of these arrays.
+            unsafe {
+                *self.batch.token.add(i) = token;
+                *self.batch.pos.add(i) = (position + i) as i32;
+                *self.batch.n_seq_id.add(i) = 1;
+                **self.batch.seq_id.add(i) = 0;
+                *self.batch.logits.add(i) = i8::from(output(i));
+            }
+        }
+        self.batch.n_tokens = tokens.len() as i32;
+        log::forget();
+        if let Some(observer) = observer {
+            // SAFETY: no decode is running, so C++ does not use the hook now.
+            unsafe { &mut *self.hook }.arm(observer);
+        }
+        // SAFETY: context and batch are alive; the callback keeps panics on this side.
+        let status = unsafe { sys::llama_decode(self.context.as_ptr(), self.batch) };
+        // SAFETY: the decode is over; as above.
+        unsafe { &mut *self.hook }.disarm()?;
+        if status == 0 { Ok(()) } else { Err(Error::from(LlamaError::Decode { status, reason: log::reason() })) }
+    }
+
+    /// The first `len` logits of the last decode.
+    pub(in crate::llama) fn logits(&mut self, len: usize) -> &[f32] {
+        if len == 0 {
+            return &[];
+        }
+        // SAFETY: llama.cpp keeps rows of vocabulary size for the outputs of the last batch, which is what `len` counts, until the
+        // next call that takes `&mut self`.
+        unsafe {
+            let logits = sys::llama_get_logits(self.context.as_ptr());
+            if logits.is_null() { &[] } else { std::slice::from_raw_parts(logits, len) }
+        }
+    }
+
+    pub(in crate::llama) fn clear(&mut self) {
+        // SAFETY: the context is alive; a model without memory gives null, which llama.cpp takes as nothing to do.
+        unsafe { sys::llama_memory_clear(sys::llama_get_memory(self.context.as_ptr()), true) };
+    }
+}
+
+impl Drop for RawContext<'_> {
+    fn drop(&mut self) {
+        // SAFETY: created in `new`, freed once, the hook after the context that points to it.
+        unsafe {
+            sys::llama_batch_free(self.batch);
+            sys::llama_free(self.context.as_ptr());
+            drop(Box::from_raw(self.hook));
+        }
+    }
+}
+
+fn context_params(options: &ContextOptions, gpu: bool, hook: *mut Hook) -> sys::llama_context_params {
+    let threads = options.resolved_threads() as i32;
+    // SAFETY: a pure function that returns a struct by value.
+    let mut params = unsafe { sys::llama_context_default_params() };
+    params.n_ctx = options.ctx;
+    params.n_batch = options.batch;
+    params.n_ubatch = options.ubatch;
+    params.n_seq_max = 1;
+    params.n_threads = threads;
+    params.n_threads_batch = threads;
+    params.no_perf = true;
+    params.offload_kqv = gpu;
+    params.op_offload = gpu;
+    if options.observe {
+        params.cb_eval = Some(on_node);
+        params.cb_eval_user_data = hook.cast::<c_void>();
+    }
+    params
+}

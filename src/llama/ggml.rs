@@ -1,0 +1,33 @@
+//! ggml's own tensor types and what is known about the linked llama.cpp. TCQ4 is not among the types: `tcq` has it.
+
+use super::ffi;
+use crate::Result;
+
+/// Encodes `src`, rows of `columns` values, as ggml's type `ty` into `dst`; `importance` weighs the columns (`E[x²]`).
+/// May be called from many threads at once.
+///
+/// # Errors
+/// For unknown or unwritable types, lengths that do not fit, values that are not finite, and a missing importance matrix where the
+/// type needs one.
+pub fn quantize_rows(ty: u32, src: &[f32], columns: usize, importance: Option<&[f32]>, dst: &mut [u8]) -> Result<()> {
+    Ok(ffi::quantize(ty, src, columns, importance, dst)?)
+}
+
+/// Decodes `src`, rows of `columns` values of ggml's type `ty`, into `dst`. May be called from many threads at once.
+///
+/// # Errors
+/// For unknown or unreadable types and lengths that do not fit.
+pub fn dequantize_rows(ty: u32, src: &[u8], columns: usize, dst: &mut [f32]) -> Result<()> {
+    Ok(ffi::dequantize(ty, src, columns, dst)?)
+}
+
+/// The CPU features that the linked llama.cpp uses, in its own words.
+pub fn simd_summary() -> String {
+    ffi::system_info()
+}
+
+/// Version and commit of the linked llama.cpp's ggml.
+pub fn about() -> String {
+    let (version, commit) = ffi::about();
+    format!("llama.cpp (ggml {version}, commit {commit})")
+}
