@@ -3,6 +3,8 @@
 //! Nothing here fails: an architecture without attention heads, or one that this crate has never heard of, is a value like any other, and what
 //! needs a number that is not there says so where it needs it.
 
+use crate::gguf::Metadata;
+
 /// The shape of the attention of one block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Heads {
@@ -42,6 +44,27 @@ pub struct Arch {
 }
 
 impl Arch {
+    /// Reads the architecture out of a model's metadata.
+    pub fn from_metadata(metadata: &Metadata) -> Self {
+        let name = metadata.get_str("general.architecture").unwrap_or_default().to_string();
+        let key = |suffix: &str| format!("{name}.{suffix}");
+        let number = |suffix: &str| metadata.get_u64(&key(suffix));
+        let numbers = |suffix: &str| number(suffix).map_or_else(|| array(metadata, &key(suffix)), |one| vec![one]);
+        let positive = |suffix: &str| metadata.get_f64(&key(suffix)).map_or(metadata.contains(&key(suffix)), |limit| limit > 0.0);
+        Self {
+            blocks: number("block_count").unwrap_or(0),
+            embedding: number("embedding_length").unwrap_or(0),
+            experts: number("expert_count").unwrap_or(0),
+            heads: numbers("attention.head_count"),
+            kv_heads: numbers("attention.head_count_kv"),
+            key_length: number("attention.key_length"),
+            value_length: number("attention.value_length"),
+            clamps_values: positive("attention.clamp_kqv"),
+            clamps_up: positive("swiglu_clamp_exp") || positive("swiglu_clamp_shexp"),
+            name,
+        }
+    }
+
     /// The attention heads of a block, if the metadata say enough about them.
     pub fn heads(&self, block: u32) -> Option<Heads> {
         let of = |list: &[u64]| if list.len() == 1 { Some(list[0]) } else { list.get(block as usize).copied() };
@@ -51,6 +74,12 @@ impl Arch {
         let (key_length, value_length) = (self.key_length.or(shared)?, self.value_length.or(shared)?);
         (query % kv == 0).then_some(Heads { query, kv, key_length, value_length })
     }
+}
+
+/// The non-negative integers of an array, or nothing.
+fn array(metadata: &Metadata, key: &str) -> Vec<u64> {
+    let values = metadata.get_i32_array(key).unwrap_or_default();
+    values.iter().map(|&value| u64::try_from(value).unwrap_or(0)).collect()
 }
 
 #[cfg(test)]
