@@ -10,5 +10,7 @@ pub mod util;
 pub mod math;
 // floor 3
 pub mod llama;
+// floor 5
+pub mod calib;
 
 pub use error::{Class, Error, Result};
