@@ -19,5 +19,8 @@ pub mod model;
 pub mod calib;
 // floor 6
 pub mod quant;
+// floor 7
+pub mod convert;
+pub mod inspect;
 
 pub use error::{Class, Error, Result};

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use super::values::{Activations, Compat, FloatType, Order, PermApply, Salience, Scales, Size, TensorRule};
+use super::values::{Compat, FloatType, Size, TensorRule};
 use crate::gguf::GgmlType;
+use crate::quant::{Activations, OrderChoice, PermApply, Salience, Scales};
 use crate::tcq::{Encoder, Isa};
 
 /// Converts F16 GGUF models to TCQ4_K32: 4-bit weights for INT4 tensor cores, calibrated through llama.cpp.

@@ -10,8 +10,6 @@ mod values;
 mod version;
 
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use clap::Parser;
 
@@ -19,12 +17,33 @@ use self::args::{Cli, Command, GlobalArgs};
 use self::printer::Printer;
 use self::progress::TerminalProgress;
 use crate::error::{Class, Error};
+use crate::llama::check_cpu;
+use crate::tcq::{Codec, Encoder};
+use crate::util::interrupt::Interrupt;
 
 /// What every command works with.
 struct Session {
     printer: Printer,
     progress: TerminalProgress,
     global: GlobalArgs,
+}
+
+impl Session {
+    /// The codec of the best SIMD path, or of the one that was asked for.
+    fn codec(&self, encoder: Encoder) -> crate::Result<Codec> {
+        match self.global.isa {
+            None => Ok(Codec::new(encoder)),
+            Some(isa) => Codec::with_isa(encoder, isa).ok_or_else(|| Error::Usage {
+                message: format!("this CPU has no {isa}"),
+                hint: Some("leave --isa out to use the best path".into()),
+            }),
+        }
+    }
+
+    /// The number of threads, 0 for one a core.
+    fn threads(&self) -> u32 {
+        self.global.threads.unwrap_or(0)
+    }
 }
 
 /// Runs the program and says how it ended.
@@ -58,18 +77,12 @@ fn dispatch(session: &Session, command: Command) -> Outcome {
 }
 
 fn start(global: &GlobalArgs) -> anyhow::Result<Session> {
-    version::check_cpu()?;
+    check_cpu()?;
     if let Some(threads) = global.threads {
         rayon::ThreadPoolBuilder::new().num_threads(threads as usize).build_global()?;
     }
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        // The first signal asks for an orderly end, the second one ends the program at once.
-        signal_hook::flag::register_conditional_shutdown(signal, i32::from(Class::Interrupted.code()), Arc::clone(&interrupted))?;
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-    }
     let printer = Printer::new(global.json, global.quiet);
-    Ok(Session { printer, progress: TerminalProgress::new(printer, interrupted), global: global.clone() })
+    Ok(Session { printer, progress: TerminalProgress::new(printer, Interrupt::install()?), global: global.clone() })
 }
 
 fn init_log(verbose: u8) {

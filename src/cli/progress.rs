@@ -1,20 +1,20 @@
 //! Progress on a terminal: bars with rate and remaining time; elsewhere one line a phase.
 #![expect(clippy::print_stderr, reason = "plain progress lines where there is no terminal")]
 
-use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::printer::Printer;
+use crate::util::interrupt::Interrupt;
 use crate::util::progress::{Progress, Unit};
+use crate::util::units::Elapsed;
 
 /// Draws what library code reports.
 pub(crate) struct TerminalProgress {
     printer: Printer,
-    interrupted: Arc<AtomicBool>,
+    interrupt: Interrupt,
     phase: Mutex<Option<Phase>>,
 }
 
@@ -25,9 +25,9 @@ struct Phase {
 }
 
 impl TerminalProgress {
-    /// Reports through `printer`; `interrupted` is raised by a signal handler.
-    pub(crate) fn new(printer: Printer, interrupted: Arc<AtomicBool>) -> Self {
-        Self { printer, interrupted, phase: Mutex::new(None) }
+    /// Reports through `printer`, and passes on that the user asked to stop.
+    pub(crate) fn new(printer: Printer, interrupt: Interrupt) -> Self {
+        Self { printer, interrupt, phase: Mutex::new(None) }
     }
 
     fn style(unit: Unit) -> ProgressStyle {
@@ -42,7 +42,7 @@ impl TerminalProgress {
     fn finish(&self, phase: &Phase) {
         phase.bar.finish_and_clear();
         if self.printer.is_talkative() {
-            eprintln!("{:>12} done in {:.1} s", phase.label, phase.started.elapsed().as_secs_f64());
+            eprintln!("{:>12} done in {}", phase.label, Elapsed(phase.started.elapsed()));
         }
     }
 }
@@ -87,6 +87,6 @@ impl Progress for TerminalProgress {
     }
 
     fn interrupted(&self) -> bool {
-        self.interrupted.load(Ordering::Relaxed)
+        self.interrupt.is_set()
     }
 }

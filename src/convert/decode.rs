@@ -1,8 +1,8 @@
 //! Reads rows of TCQ4 tensors back as plain weights, in either of the fork's two formats; rotations are undone, permutations only if asked.
 
-use bytemuck::pod_collect_to_vec;
+use bytemuck::{AnyBitPattern, pod_read_unaligned};
 
-use crate::error::{ModelError, Result};
+use crate::error::{ConvertError, Result};
 use crate::gguf::{GgmlType, Source, TensorInfo};
 use crate::math::Permutation;
 use crate::tcq::{CHUNK, Codec, EarlyBlock, Layout, ROW_BYTES, TILE_ROWS, Tile, detect_layout, early, validate_tile};
@@ -26,7 +26,7 @@ impl<'a> TcqTensor<'a> {
             GgmlType::TCQ4_K32 => Some(Layout::Final),
             _ => detect_layout(source.data(tensor)),
         };
-        let fail = || ModelError::Damaged {
+        let fail = || ConvertError::Damaged {
             path: source.path().to_path_buf(),
             tensor: tensor.name.clone(),
             problem: "its bytes are neither tiles nor row blocks of TCQ4".into(),
@@ -43,26 +43,36 @@ impl<'a> TcqTensor<'a> {
         let row_bytes = columns / CHUNK * ROW_BYTES;
         let bytes = &self.source.data(self.tensor)[first as usize * row_bytes..(first + rows) as usize * row_bytes];
         let stripe_bytes = row_bytes * TILE_ROWS;
-        for (stripe, (bytes, out)) in bytes.chunks_exact(stripe_bytes).zip(out.chunks_exact_mut(columns * TILE_ROWS)).enumerate() {
+        for (stripe, (bytes, out)) in
+            bytes.chunks_exact(stripe_bytes).zip(out.chunks_exact_mut(columns * TILE_ROWS)).enumerate()
+        {
             match self.layout {
                 Layout::Final => {
-                    let tiles: Vec<Tile> = pod_collect_to_vec(bytes);
+                    let tiles: Vec<Tile> = collect(bytes);
                     self.check(&tiles, first + (stripe * TILE_ROWS) as u64)?;
                     self.codec.decode_rows(&tiles, columns, out);
                 }
-                Layout::Early => early::decode_rows(&pod_collect_to_vec::<u8, EarlyBlock>(bytes), columns, out),
+                Layout::Early => early::decode_rows(&collect::<EarlyBlock>(bytes), columns, out),
             }
         }
         Ok(())
     }
 
     fn check(&self, tiles: &[Tile], row: u64) -> Result<()> {
-        let Some((index, defect)) = tiles.iter().enumerate().find_map(|(i, tile)| Some((i, validate_tile(tile).err()?))) else {
+        let Some((index, defect)) =
+            tiles.iter().enumerate().find_map(|(i, tile)| Some((i, validate_tile(tile).err()?)))
+        else {
             return Ok(());
         };
         let problem = format!("tile at row {row}, column {}: {defect}", index * CHUNK);
-        Err(ModelError::Damaged { path: self.source.path().to_path_buf(), tensor: self.tensor.name.clone(), problem }.into())
+        Err(ConvertError::Damaged { path: self.source.path().to_path_buf(), tensor: self.tensor.name.clone(), problem }
+            .into())
     }
+}
+
+/// Copies bytes of any alignment into values.
+fn collect<T: AnyBitPattern>(bytes: &[u8]) -> Vec<T> {
+    bytes.chunks_exact(size_of::<T>()).map(pod_read_unaligned).collect()
 }
 
 /// Puts the columns of decoded rows back where they were before `permutation` gathered them.

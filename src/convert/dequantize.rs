@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use super::decode::{TcqTensor, undo_permutation};
 use super::is_tcq4;
-use super::keys::permutations;
+use super::keys::{permutations, remove_own_keys};
 use super::units::{RowUnit, cut, run_all};
-use crate::error::{ModelError, Result};
+use crate::error::{ConvertError, Result};
 use crate::gguf::{GgmlType, Metadata, Plan, Source, TensorInfo, TensorSpec, Writer};
 use crate::tcq::Codec;
 use crate::util::progress::Progress;
@@ -29,15 +29,27 @@ pub struct Dequantized {
 ///
 /// # Errors
 /// A file without TCQ4 tensors; weights beyond the range of `ty`; what [`Writer`] refuses.
-pub fn dequantize(file: &Source, output: &Path, ty: GgmlType, force: bool, codec: Codec, progress: &dyn Progress) -> Result<Dequantized> {
+pub fn dequantize(
+    file: &Source,
+    output: &Path,
+    ty: GgmlType,
+    force: bool,
+    codec: Codec,
+    progress: &dyn Progress,
+) -> Result<Dequantized> {
     let tensors = file.tensors();
     let count = tensors.iter().filter(|t| is_tcq4(file, t)).count() as u64;
     if count == 0 {
-        return Err(ModelError::NoTcq4 { path: file.path().to_path_buf() }.into());
+        return Err(ConvertError::NoTcq4 { path: file.path().to_path_buf() }.into());
     }
     let permutations = permutations(file)?;
-    let spec = |t: &TensorInfo| TensorSpec { name: t.name.clone(), dims: t.dims.clone(), ty: if is_tcq4(file, t) { ty } else { t.ty } };
-    let plan = Plan::new(&plain_metadata(file.metadata(), ty), tensors.iter().map(spec).collect(), file.alignment())?;
+    let spec = |t: &TensorInfo| TensorSpec {
+        name: t.name.clone(),
+        dims: t.dims.clone(),
+        ty: if is_tcq4(file, t) { ty } else { t.ty },
+    };
+    let plan = Plan::new(&plain_metadata(file.metadata(), ty), tensors.iter().map(spec).collect(), file.alignment())
+        .map_err(|e| e.at(output))?;
     let inputs: Vec<&Path> = file.shards().collect();
     let writer = Writer::create(output, &plan, force, &inputs)?;
     let units = cut(tensors.iter().map(|t| (t.rows(), t.columns())));
@@ -68,7 +80,7 @@ pub fn dequantize(file: &Source, output: &Path, ty: GgmlType, force: bool, codec
 /// The metadata of the source without what only TCQ4 files have.
 fn plain_metadata(metadata: &Metadata, ty: GgmlType) -> Metadata {
     let mut plain = metadata.clone();
-    plain.retain(|key| !key.starts_with("tcq4."));
+    remove_own_keys(&mut plain);
     let file_type: u32 = match ty {
         GgmlType::F32 => 0,
         GgmlType::BF16 => 32,
@@ -95,6 +107,5 @@ fn floats(values: &[f32], ty: GgmlType) -> Option<Vec<u8>> {
 }
 
 fn out_of_range(file: &Source, tensor: &TensorInfo, ty: GgmlType) -> crate::Error {
-    let problem = format!("it has weights beyond the range of {ty}");
-    ModelError::OutOfRange { path: file.path().to_path_buf(), tensor: tensor.name.clone(), problem }.into()
+    ConvertError::OutOfRange { path: file.path().to_path_buf(), tensor: tensor.name.clone(), ty: ty.to_string() }.into()
 }

@@ -1,14 +1,13 @@
 //! Encodes a run of rows of one tensor: read, transform, encode. Pure but for reading the mapped source; knows nothing of files written.
 
-use bytemuck::{cast_slice, cast_slice_mut, zeroed_vec};
+use bytemuck::{Zeroable, cast_slice};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
-use super::plan::is_tcq4;
-use crate::error::{ModelError, Result};
+use crate::error::{ConvertError, ModelError, Result};
 use crate::gguf::{GgmlType, Source, TensorInfo};
 use crate::llama;
-use crate::quant::{Transform, transform_rows};
-use crate::tcq::{CHUNK, Codec, EncodeError, Loss, TILE_BYTES, TILE_ROWS, Tile};
+use crate::quant::Transform;
+use crate::tcq::{CHUNK, Codec, EncodeError, Loss, TILE_ROWS, Tile};
 
 /// A run of rows of one tensor and what becomes of them.
 #[derive(Debug, Clone, Copy)]
@@ -30,7 +29,7 @@ impl RowRun<'_> {
             return Ok((self.source_bytes().to_vec(), Loss::default()));
         }
         let mut values = self.values()?;
-        if is_tcq4(self.to) {
+        if self.to == GgmlType::TCQ4_K32 {
             return self.encode_tiles(codec, &mut values);
         }
         self.check_finite(&values)?;
@@ -48,9 +47,8 @@ impl RowRun<'_> {
         let columns = self.tensor.columns() as usize;
         let mut values = vec![0.0; columns * self.rows as usize];
         match self.transform {
-            Some(transform) => transform_rows(self.source, self.tensor, transform, self.first, &mut values)?,
-            None if self.tensor.ty.is_float() => self.source.read_rows(self.tensor, self.first, &mut values)?,
-            None => llama::dequantize_rows(self.tensor.ty.0, self.source_bytes(), columns, &mut values)?,
+            Some(transform) => read_transformed(self.source, self.tensor, transform, self.first, &mut values)?,
+            None => read(self.source, self.tensor, self.first, &mut values)?,
         }
         Ok(values)
     }
@@ -58,13 +56,15 @@ impl RowRun<'_> {
     fn encode_tiles(&self, codec: Codec, values: &mut [f32]) -> Result<(Vec<u8>, Loss)> {
         let columns = self.tensor.columns() as usize;
         let stripe_tiles = columns / CHUNK;
-        let mut bytes: Vec<u8> = zeroed_vec(self.rows as usize / TILE_ROWS * stripe_tiles * TILE_BYTES);
-        let tiles: &mut [Tile] = cast_slice_mut(&mut bytes);
+        let mut tiles = vec![Tile::zeroed(); self.rows as usize / TILE_ROWS * stripe_tiles];
         let mut loss = Loss::default();
-        for (stripe, (rows, tiles)) in values.chunks_exact_mut(TILE_ROWS * columns).zip(tiles.chunks_exact_mut(stripe_tiles)).enumerate() {
-            loss += codec.encode_rows(rows, columns, tiles).map_err(|e| self.defect(&e, (stripe * TILE_ROWS) as u64))?;
+        for (stripe, (rows, tiles)) in
+            values.chunks_exact_mut(TILE_ROWS * columns).zip(tiles.chunks_exact_mut(stripe_tiles)).enumerate()
+        {
+            loss +=
+                codec.encode_rows(rows, columns, tiles).map_err(|e| self.defect(&e, (stripe * TILE_ROWS) as u64))?;
         }
-        Ok((bytes, loss))
+        Ok((cast_slice(&tiles).to_vec(), loss))
     }
 
     fn encode_plain(&self, values: &[f32]) -> Result<Vec<u8>> {
@@ -108,12 +108,41 @@ impl RowRun<'_> {
     fn defect(&self, error: &EncodeError, stripe_row: u64) -> crate::Error {
         let row = |row: usize| self.first + stripe_row + row as u64;
         match *error {
-            EncodeError::NotFinite { row: r, column, value } => self.not_finite(row(r), column as u64, value),
+            EncodeError::NotFinite { row: r, column } => {
+                match self.values().and_then(|values| self.check_finite(&values)) {
+                    Err(error) => error,
+                    Ok(()) => self.not_finite(row(r), column as u64, f32::INFINITY),
+                }
+            }
             EncodeError::Overflow { row: r, column, magnitude } => {
                 let path = self.source.path().to_path_buf();
                 let tensor = self.tensor.name.clone();
-                ModelError::TooLarge { path, tensor, row: row(r), column: column as u64, magnitude }.into()
+                ConvertError::TooLarge { path, tensor, row: row(r), column: column as u64, magnitude }.into()
             }
+            _ => self.not_finite(row(0), 0, f32::NAN),
         }
     }
+}
+
+/// Reads rows of any type as floats; those of other types than F16, BF16 and F32 are decoded by ggml.
+fn read(source: &Source, tensor: &TensorInfo, first: u64, out: &mut [f32]) -> Result<()> {
+    if tensor.ty.is_float() {
+        return source.read_rows(tensor, first, out);
+    }
+    let row = tensor.bytes as usize / tensor.rows() as usize;
+    let columns = tensor.columns() as usize;
+    let bytes = &source.data(tensor)[first as usize * row..(first as usize + out.len() / columns) * row];
+    llama::dequantize_rows(tensor.ty.0, bytes, columns, out)
+}
+
+/// Reads the rows that `transform` makes of a tensor, from row `first` of the result on.
+pub(super) fn read_transformed(
+    source: &Source,
+    tensor: &TensorInfo,
+    transform: &Transform,
+    first: u64,
+    out: &mut [f32],
+) -> Result<()> {
+    let columns = tensor.columns() as usize;
+    transform.apply(columns, first as usize, out, |row, into| read(source, tensor, row as u64, into))
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::error::{ModelError, Result};
+use crate::error::{ConvertError, Result};
 use crate::gguf::{Metadata, Source};
 use crate::math::Permutation;
 
@@ -30,6 +30,14 @@ pub fn hash_key(tensor: &str) -> String {
     format!("tcq4.{tensor}.sha256")
 }
 
+/// Takes every `tcq4.*` key away.
+pub fn remove_own_keys(metadata: &mut Metadata) {
+    let own: Vec<String> = metadata.keys().filter(|key| key.starts_with("tcq4.")).map(String::from).collect();
+    for key in own {
+        metadata.remove(&key);
+    }
+}
+
 /// The permutations that a file carries, by tensor; each checked to be a bijection of its tensor's columns.
 ///
 /// # Errors
@@ -44,9 +52,15 @@ pub fn permutations(source: &Source) -> Result<BTreeMap<String, Permutation>> {
 }
 
 fn permutation(source: &Source, metadata: &Metadata, tensor: &str) -> Result<Permutation> {
-    let fail = |problem: String| ModelError::Permutation { path: source.path().to_path_buf(), tensor: tensor.to_string(), problem };
+    let fail = |problem: String| ConvertError::Permutation {
+        path: source.path().to_path_buf(),
+        tensor: tensor.to_string(),
+        problem,
+    };
     let info = source.tensor(tensor).ok_or_else(|| fail("the file has no such tensor".into()))?;
-    let indices = metadata.get_i32_array(&permutation_key(tensor)).ok_or_else(|| fail("it is not an array of 32-bit integers".into()))?;
+    let indices = metadata
+        .get_i32_array(&permutation_key(tensor))
+        .ok_or_else(|| fail("it is not an array of 32-bit integers".into()))?;
     if indices.len() as u64 != info.columns() {
         return Err(fail(format!("it has {} entries, the tensor {} columns", indices.len(), info.columns())).into());
     }

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::keys::{KEY_ENCODER, KEY_RECIPE, KEY_REORDER, KEY_VERSION, VERSION, permutation_key};
+use super::keys::{KEY_ENCODER, KEY_RECIPE, KEY_REORDER, KEY_VERSION, VERSION, permutation_key, remove_own_keys};
 use super::plan::Conversion;
 use super::record;
-use crate::gguf::{GgmlType, Metadata, Source};
+use crate::gguf::{Metadata, Source};
 use crate::quant::Transform;
 use crate::tcq::{Encoder, FORK_FTYPE_ID, FTYPE_ID};
 
@@ -35,11 +35,15 @@ pub enum CalibrationValue {
 }
 
 /// Builds the metadata of the output, but for the hashes, which are only known when all is written.
-pub fn output_metadata(source: &Source, plan: &Conversion, transforms: &BTreeMap<String, Transform>, provenance: &Provenance) -> Metadata {
+pub fn output_metadata(
+    source: &Source,
+    plan: &Conversion,
+    transforms: &BTreeMap<String, Transform>,
+    provenance: &Provenance,
+) -> Metadata {
     let mut metadata = source.metadata().clone();
-    metadata.retain(|key| !key.starts_with("tcq4."));
-    let is_fork = plan.tensors.iter().any(|t| t.to == GgmlType::FORK_TCQ4_K32);
-    metadata.set("general.file_type", if is_fork { FORK_FTYPE_ID } else { FTYPE_ID });
+    remove_own_keys(&mut metadata);
+    metadata.set("general.file_type", if plan.fork_ids { FORK_FTYPE_ID } else { FTYPE_ID });
     metadata.set("general.quantization_version", QUANTIZATION_VERSION);
     metadata.set(KEY_VERSION, VERSION);
     metadata.set(KEY_ENCODER, provenance.encoder.to_string());
@@ -48,14 +52,14 @@ pub fn output_metadata(source: &Source, plan: &Conversion, transforms: &BTreeMap
         match value {
             CalibrationValue::Number(number) => metadata.set(key, *number),
             CalibrationValue::Text(text) => metadata.set(key, text.clone()),
-            CalibrationValue::Texts(texts) => metadata.set(key, texts.clone()),
+            CalibrationValue::Texts(texts) => metadata.set(key, &texts[..]),
         }
     }
     let tcq4 = plan.tensors.iter().filter(|t| t.is_tcq4());
     let orders: Vec<_> = tcq4.filter_map(|t| Some((&t.name, transforms.get(&t.name)?.runtime_order()?))).collect();
     metadata.set(KEY_REORDER, !orders.is_empty());
     for (name, order) in orders {
-        metadata.set(&permutation_key(name), order.indices().iter().map(|&i| i as i32).collect::<Vec<i32>>());
+        metadata.set(&permutation_key(name), &order.indices().iter().map(|&i| i as i32).collect::<Vec<i32>>()[..]);
     }
     record::write(transforms, &mut metadata);
     metadata

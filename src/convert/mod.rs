@@ -1,14 +1,19 @@
 //! Conversion: plan, encode, write, verify; and the way back. Everything that reads one model and writes another.
 
+mod decode;
 mod dequantize;
 mod encode;
 mod hash;
 mod keys;
+mod metadata;
 mod plan;
+mod record;
 mod run;
+mod units;
 mod verify;
 
 pub use dequantize::{Dequantized, dequantize};
+pub use metadata::{CalibrationValue, Provenance, output_metadata};
 pub use plan::{Conversion, PlanSettings, PlannedTensor, Reason, TypeRule, is_tcq4};
-pub use run::{Converted, Job, TensorLoss, convert};
+pub use run::{Converted, Job, Target, TensorLoss, convert};
 pub use verify::{TensorReport, Verification, verify, verify_against};

@@ -3,8 +3,8 @@
 use regex::Regex;
 use serde::Serialize;
 
-use crate::error::{ModelError, Result};
-use crate::gguf::{GgmlType, Source, TensorInfo, TensorSpec};
+use crate::error::{ConvertError, Result};
+use crate::gguf::{Dialect, GgmlType, Source, TensorInfo, TensorSpec};
 use crate::model::{Kind, Role, TensorName};
 use crate::tcq;
 
@@ -30,8 +30,8 @@ pub struct PlanSettings {
     pub rules: Vec<TypeRule>,
     /// Whether tensors that are quantised already may be decoded and quantised again.
     pub allow_requantize: bool,
-    /// The id that TCQ4 tensors are written with: [`GgmlType::TCQ4_K32`], or the fork's.
-    pub tcq4_type: GgmlType,
+    /// Whether TCQ4 tensors are written under the fork's type id.
+    pub fork_ids: bool,
 }
 
 impl Default for PlanSettings {
@@ -42,7 +42,7 @@ impl Default for PlanSettings {
             fallback: GgmlType::Q8_0,
             rules: Vec::new(),
             allow_requantize: false,
-            tcq4_type: GgmlType::TCQ4_K32,
+            fork_ids: false,
         }
     }
 }
@@ -122,25 +122,15 @@ impl PlannedTensor {
         self.bytes as f64 * 8.0 / self.elements() as f64
     }
 
-    /// Whether it becomes (or stays) TCQ4.
+    /// Whether it becomes TCQ4.
     pub fn is_tcq4(&self) -> bool {
-        is_tcq4(self.to)
-    }
-
-    /// Whether its bytes may simply be copied, unless a transformation applies to it.
-    pub fn is_copied(&self) -> bool {
-        self.from == self.to
-    }
-
-    /// Its name, shape and type in the output.
-    pub fn spec(&self) -> TensorSpec {
-        TensorSpec { name: self.name.clone(), dims: self.dims.clone(), ty: self.to }
+        self.to == GgmlType::TCQ4_K32
     }
 }
 
-/// Whether `ty` is TCQ4 under either id.
-pub fn is_tcq4(ty: GgmlType) -> bool {
-    ty == GgmlType::TCQ4_K32 || ty == GgmlType::FORK_TCQ4_K32
+/// Whether a tensor of `file` is TCQ4, under our id or, in a file of its dialect, the fork's.
+pub fn is_tcq4(file: &Source, tensor: &TensorInfo) -> bool {
+    tensor.ty == GgmlType::TCQ4_K32 || (tensor.ty == GgmlType::FORK_TCQ4_K32 && file.dialect() == Dialect::Fork)
 }
 
 /// The plan of a whole model, tensors in the order of the source.
@@ -148,6 +138,8 @@ pub fn is_tcq4(ty: GgmlType) -> bool {
 pub struct Conversion {
     /// One entry a tensor.
     pub tensors: Vec<PlannedTensor>,
+    /// Whether TCQ4 tensors are written under the fork's type id.
+    pub fork_ids: bool,
 }
 
 impl Conversion {
@@ -159,7 +151,13 @@ impl Conversion {
     pub fn new(source: &Source, settings: &PlanSettings) -> Result<Self> {
         let tied = source.tensor("output.weight").is_none();
         let plan = |tensor: &TensorInfo| plan_tensor(source, tensor, tied, settings);
-        Ok(Self { tensors: source.tensors().iter().map(plan).collect::<Result<_>>()? })
+        Ok(Self { tensors: source.tensors().iter().map(plan).collect::<Result<_>>()?, fork_ids: settings.fork_ids })
+    }
+
+    /// Names, shapes and types as they are written.
+    pub fn specs(&self) -> Vec<TensorSpec> {
+        let ty = |t: &PlannedTensor| if t.is_tcq4() && self.fork_ids { GgmlType::FORK_TCQ4_K32 } else { t.to };
+        self.tensors.iter().map(|t| TensorSpec { name: t.name.clone(), dims: t.dims.clone(), ty: ty(t) }).collect()
     }
 
     /// The tensors that take another type than the one meant for them.
@@ -169,7 +167,8 @@ impl Conversion {
 
     /// Bytes that the substitutions cost over the type meant for them (TCQ4_K32).
     pub fn substitution_bytes(&self) -> i64 {
-        let wanted = |t: &PlannedTensor| (t.elements() * tcq::TILE_BYTES as u64).div_ceil((tcq::TILE_ROWS * tcq::CHUNK) as u64);
+        let wanted =
+            |t: &PlannedTensor| (t.elements() * tcq::TILE_BYTES as u64).div_ceil((tcq::TILE_ROWS * tcq::CHUNK) as u64);
         self.substitutions().map(|t| t.bytes as i64 - wanted(t) as i64).sum()
     }
 
@@ -194,7 +193,9 @@ fn plan_tensor(source: &Source, tensor: &TensorInfo, tied: bool, settings: &Plan
     let (to, reason) = fit(tensor, wanted, reason, settings);
     if to != tensor.ty && !tensor.ty.is_float() && !settings.allow_requantize {
         let path = source.path().to_path_buf();
-        return Err(ModelError::AlreadyQuantized { path, tensor: tensor.name.clone(), ty: tensor.ty.to_string() }.into());
+        return Err(
+            ConvertError::AlreadyQuantized { path, tensor: tensor.name.clone(), ty: tensor.ty.to_string() }.into()
+        );
     }
     let bytes = to.row_bytes(tensor.columns()).and_then(|row| row.checked_mul(tensor.rows()));
     let bytes = if to == tensor.ty { tensor.bytes } else { bytes.unwrap_or(tensor.bytes) };
@@ -212,27 +213,44 @@ fn plan_tensor(source: &Source, tensor: &TensorInfo, tied: bool, settings: &Plan
 /// The type that a tensor takes if it fits, by the user's rules and its role.
 fn wanted_type(tensor: &TensorInfo, tied: bool, settings: &PlanSettings) -> (GgmlType, Reason) {
     if let Some(rule) = settings.rules.iter().find(|r| r.pattern.is_match(&tensor.name)) {
-        let ty = if is_tcq4(rule.ty) { settings.tcq4_type } else { rule.ty };
-        return (ty, Reason::Rule);
+        return (rule.ty, Reason::Rule);
     }
     let large = if tensor.columns() % tcq::CHUNK as u64 == 0 { GgmlType::Q6_K } else { GgmlType::Q8_0 };
     let name = TensorName::parse(&tensor.name);
     match name.role {
         _ if tensor.dims.len() < 2 || name.kind != Kind::Weight => (tensor.ty, Reason::Kept),
-        Role::TokenEmbd if tied => (settings.output_type.or(settings.embedding_type).unwrap_or(large), Reason::TiedHead),
+        Role::TokenEmbd if tied => {
+            (settings.output_type.or(settings.embedding_type).unwrap_or(large), Reason::TiedHead)
+        }
         Role::TokenEmbd => (settings.embedding_type.unwrap_or(large), Reason::Embedding),
         Role::Output => (settings.output_type.unwrap_or(large), Reason::OutputHead),
-        role if is_linear(role, name.block.is_some(), &tensor.name) => (settings.tcq4_type, Reason::Linear),
+        role if is_linear(role, name.block.is_some(), &tensor.name) => (GgmlType::TCQ4_K32, Reason::Linear),
         _ => (tensor.ty, Reason::Kept),
     }
 }
 
 /// Parts of names of matrices that no matrix multiplication of the block reads, or that are too sensitive: llama-quantize keeps them too.
-const KEPT: &[&str] = &["norm", "conv", "time_mix", "attn_rel_b", "altup", "laurel", "per_layer", "ssm_a", "ssm_d", "nextn", "indexer", "_inp"];
+const KEPT: &[&str] = &[
+    "norm",
+    "conv",
+    "time_mix",
+    "attn_rel_b",
+    "altup",
+    "laurel",
+    "per_layer",
+    "ssm_a",
+    "ssm_d",
+    "nextn",
+    "indexer",
+    "_inp",
+];
 
 /// Whether a matrix is the weight of a linear layer. One of unknown role counts as one if it belongs to a block and is none of [`KEPT`].
 fn is_linear(role: Role, in_block: bool, name: &str) -> bool {
-    use Role::{AttnKNorm, AttnNorm, AttnPostNorm, AttnQNorm, AttnSinks, FfnNorm, FfnPostNorm, OutputNorm, Rope, Router, RouterBias, SharedRouter};
+    use Role::{
+        AttnKNorm, AttnNorm, AttnPostNorm, AttnQNorm, AttnSinks, FfnNorm, FfnPostNorm, OutputNorm, Rope, Router,
+        RouterBias, SharedRouter,
+    };
     match role {
         Role::Unknown => in_block && !KEPT.iter().any(|part| name.contains(part)),
         OutputNorm | AttnNorm | AttnQNorm | AttnKNorm | AttnPostNorm | FfnNorm | FfnPostNorm => false,
@@ -244,7 +262,8 @@ fn is_linear(role: Role, in_block: bool, name: &str) -> bool {
 /// The wanted type where the shape allows it; else the fallback, Q8_0, or the type it has.
 fn fit(tensor: &TensorInfo, wanted: GgmlType, reason: Reason, settings: &PlanSettings) -> (GgmlType, Reason) {
     let Some(because) = misfit(tensor, wanted) else { return (wanted, reason) };
-    let to = [settings.fallback, GgmlType::Q8_0].into_iter().find(|&ty| misfit(tensor, ty).is_none()).unwrap_or(tensor.ty);
+    let to =
+        [settings.fallback, GgmlType::Q8_0].into_iter().find(|&ty| misfit(tensor, ty).is_none()).unwrap_or(tensor.ty);
     (to, Reason::Substituted { wanted: wanted.to_string(), because })
 }
 
@@ -258,7 +277,7 @@ fn misfit(tensor: &TensorInfo, ty: GgmlType) -> Option<String> {
         return Some(format!("{} columns are no multiple of {}", tensor.columns(), layout.block));
     }
     let rows = tensor.dims.get(1).copied().unwrap_or(1);
-    if is_tcq4(ty) && rows % tcq::TILE_ROWS as u64 != 0 {
+    if ty == GgmlType::TCQ4_K32 && rows % tcq::TILE_ROWS as u64 != 0 {
         return Some(format!("{rows} rows are no multiple of {}", tcq::TILE_ROWS));
     }
     None

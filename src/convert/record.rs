@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{ModelError, Result};
+use crate::error::{ConvertError, Result};
 use crate::gguf::{Metadata, Source};
 use crate::math::Permutation;
 use crate::quant::Transform;
@@ -56,7 +56,7 @@ impl Pool<'_> {
             (None, Some(&reciprocal)) if exact => Reference::Reciprocal { reciprocal },
             _ => {
                 let index = self.remember(own);
-                self.metadata.set(&vector_key(index), scale.to_vec());
+                self.metadata.set(&vector_key(index), scale);
                 Reference::Vector(index)
             }
         }
@@ -67,7 +67,7 @@ impl Pool<'_> {
         let known = self.known.get(&own).copied();
         Reference::Vector(known.unwrap_or_else(|| {
             let index = self.remember(own);
-            self.metadata.set(&vector_key(index), order.indices().iter().map(|&i| i as i32).collect::<Vec<i32>>());
+            self.metadata.set(&vector_key(index), &order.indices().iter().map(|&i| i as i32).collect::<Vec<i32>>()[..]);
             index
         }))
     }
@@ -107,14 +107,15 @@ pub(super) fn write(transforms: &BTreeMap<String, Transform>, metadata: &mut Met
 /// Records that do not fit the file.
 pub(super) fn read(file: &Source, permutations: &BTreeMap<String, Permutation>) -> Result<BTreeMap<String, Transform>> {
     let metadata = file.metadata();
-    let fail = |problem: String| ModelError::Damaged { path: file.path().to_path_buf(), tensor: KEY.into(), problem };
+    let fail = |problem: String| ConvertError::Damaged { path: file.path().to_path_buf(), tensor: KEY.into(), problem };
     let entries: BTreeMap<String, Entry> = match metadata.get_str(KEY) {
-        Some(json) => serde_json::from_str(json).map_err(|e| fail(e.to_string()))?,
+        Some(json) => serde_json::from_str(&json).map_err(|e| fail(e.to_string()))?,
         None => BTreeMap::new(),
     };
     let mut transforms = BTreeMap::new();
     for (name, entry) in entries {
-        let transform = restore(metadata, &entry).ok_or_else(|| fail(format!("the vectors of `{name}` are missing or of another kind")))?;
+        let transform = restore(metadata, &entry)
+            .ok_or_else(|| fail(format!("the vectors of `{name}` are missing or of another kind")))?;
         let Some(info) = file.tensor(&name) else { return Err(fail(format!("`{name}` is not in the file")).into()) };
         check_shape(&transform, info.columns(), info.rows()).map_err(|problem| fail(format!("`{name}`: {problem}")))?;
         transforms.insert(name, transform);
@@ -127,12 +128,17 @@ pub(super) fn read(file: &Source, permutations: &BTreeMap<String, Permutation>) 
     Ok(transforms)
 }
 
+fn floats(metadata: &Metadata, index: usize) -> Option<Vec<f32>> {
+    let values = metadata.get_array(&vector_key(index))?.to_f64_vec()?;
+    Some(values.into_iter().map(|v| v as f32).collect())
+}
+
 fn restore(metadata: &Metadata, entry: &Entry) -> Option<Transform> {
     let scale = |reference: Option<Reference>| match reference {
         None => Some(None),
-        Some(Reference::Vector(index)) => metadata.get_f32_array(&vector_key(index)).map(Some),
+        Some(Reference::Vector(index)) => floats(metadata, index).map(Some),
         Some(Reference::Reciprocal { reciprocal }) => {
-            Some(Some(metadata.get_f32_array(&vector_key(reciprocal))?.iter().map(|v| 1.0 / v).collect()))
+            Some(Some(floats(metadata, reciprocal)?.iter().map(|v| 1.0 / v).collect()))
         }
     };
     let order = |reference: Option<Reference>| match reference {

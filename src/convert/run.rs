@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -10,14 +11,14 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::encode::RowRun;
 use super::hash::tensor_sha256;
-use super::keys::hash_key;
-use super::plan::{Conversion, is_tcq4};
+use super::keys::{KEY_SOURCE, hash_key};
+use super::plan::{Conversion, PlannedTensor};
 use super::units::{RowUnit, cut, run_all};
-use crate::error::{ModelError, Result};
-use crate::gguf::{Metadata, Source, Writer};
+use crate::error::{ConvertError, Error, Result};
+use crate::gguf::{Dialect, Metadata, Plan, Sharding, Source, Writer};
 use crate::quant::Transform;
 use crate::tcq::{Codec, Loss};
-use crate::util::progress::Progress;
+use crate::util::progress::{NoProgress, Progress, Unit};
 
 /// Everything that a conversion needs, decided before.
 pub struct Job<'a> {
@@ -31,6 +32,17 @@ pub struct Job<'a> {
     pub codec: Codec,
     /// The metadata of the output, but for the hashes of the tensors.
     pub metadata: Metadata,
+}
+
+/// Where the output goes.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The file; shards get their names from it.
+    pub path: PathBuf,
+    /// Whether an existing file is replaced.
+    pub force: bool,
+    /// How it is divided into files.
+    pub sharding: Sharding,
 }
 
 /// The squared error of one TCQ4 tensor, in the scaled and permuted domain.
@@ -61,31 +73,33 @@ pub struct Converted {
 ///
 /// # Errors
 /// Weights that are not finite or too large; what [`Writer`] refuses; [`crate::Error::Interrupted`].
-pub fn convert(job: Job<'_>, output: &Path, force: bool, progress: &dyn Progress) -> Result<Converted> {
+pub fn convert(job: &Job<'_>, target: &Target, progress: &dyn Progress) -> Result<Converted> {
     let tensors = job.source.tensors();
     let mut metadata = job.metadata.clone();
     metadata.set(KEY_SOURCE, "0".repeat(64));
     for tensor in tensors {
         metadata.set(&hash_key(&tensor.name), "0".repeat(64));
     }
-    let specs = job.plan.tensors.iter().map(PlannedTensor::spec).collect();
-    let plan = Plan::new(&metadata, specs, job.source.alignment())?;
+    let dialect = if job.plan.fork_ids { Dialect::Fork } else { Dialect::Upstream };
+    let plan = Plan::sharded(&metadata, job.plan.specs(), job.source.alignment(), &target.sharding, dialect)
+        .map_err(|e| e.at(&target.path))?;
     let inputs: Vec<&Path> = job.source.shards().collect();
-    let mut writer = Writer::create(output, &plan, force, &inputs)?;
+    let mut writer = Writer::create(&target.path, &plan, target.force, &inputs)?;
     let units = cut(tensors.iter().map(|t| (t.rows(), t.columns())));
     let (written, source_sha256) = std::thread::scope(|scope| {
         let hash = scope.spawn(|| job.source.sha256(&NoProgress));
-        let written = write_units(&job, &plan, &writer, &units, progress)?;
+        let written = write_units(job, &plan, &writer, &units, progress)?;
         let hash = hash.join().map_err(|_| Error::Interrupted)?;
         Ok::<_, Error>((written, hash?))
     })?;
-    for (tensor, hash) in reread(&job, &plan, &writer, &units, &written, progress)? {
-        metadata.set(&hash_key(&tensors[tensor].name), hash);
+    for (tensor, hash) in tensors.iter().zip(reread(job, &writer, &units, &written, progress)?) {
+        metadata.set(&hash_key(&tensor.name), hash);
     }
     metadata.set(KEY_SOURCE, source_sha256.as_str());
     writer.set_metadata(&metadata)?;
+    let outputs = writer.paths().map(PathBuf::from).collect();
     writer.commit()?;
-    Ok(Converted { outputs: vec![output.to_path_buf()], bytes: plan.total_bytes(), source_sha256, losses: losses(&job, &units, &written) })
+    Ok(Converted { outputs, bytes: plan.total_bytes(), source_sha256, losses: losses(job, &units, &written) })
 }
 
 /// What is kept of a run of rows after it is written.
@@ -94,7 +108,13 @@ struct Written {
     loss: Loss,
 }
 
-fn write_units(job: &Job<'_>, plan: &Plan, writer: &Writer, units: &[RowUnit], progress: &dyn Progress) -> Result<Vec<Written>> {
+fn write_units(
+    job: &Job<'_>,
+    plan: &Plan,
+    writer: &Writer,
+    units: &[RowUnit],
+    progress: &dyn Progress,
+) -> Result<Vec<Written>> {
     let tensors = job.source.tensors();
     let left: Vec<AtomicU64> = tensors.iter().map(|t| AtomicU64::new(t.rows())).collect();
     let source_bytes = |unit: &RowUnit| unit.rows * (tensors[unit.tensor].bytes / tensors[unit.tensor].rows());
@@ -113,44 +133,44 @@ fn write_units(job: &Job<'_>, plan: &Plan, writer: &Writer, units: &[RowUnit], p
     })
 }
 
-/// Reads the temporary file back, compares it with what was meant, and hashes every tensor.
+/// Reads the temporary file back, compares it with what was meant, and hashes every tensor, in their order.
 fn reread(
     job: &Job<'_>,
-    plan: &Plan,
     writer: &Writer,
     units: &[RowUnit],
     written: &[Written],
     progress: &dyn Progress,
-) -> Result<Vec<(usize, String)>> {
+) -> Result<Vec<String>> {
     let view = writer.reread()?;
-    let mut spans: Vec<Range<usize>> = Vec::new();
-    for (index, unit) in units.iter().enumerate() {
-        match spans.get_mut(unit.tensor) {
-            Some(span) => span.end = index + 1,
-            None => spans.push(index..index + 1),
-        }
-    }
-    progress.begin("read back", plan.total_bytes(), Unit::Bytes);
-    let one = |(tensor, span): (usize, &Range<usize>)| {
-        let info = &job.plan.tensors[tensor];
-        let data = view.tensor(tensor);
-        let row = data.len() as u64 / info.dims.iter().skip(1).product::<u64>().max(1);
-        for (unit, written) in units[span.clone()].iter().zip(&written[span.clone()]) {
-            let bytes = &data[(unit.first * row) as usize..((unit.first + unit.rows) * row) as usize];
-            if xxh3_64(bytes) != written.digest {
-                let problem = format!("rows {}.. read back differ from what was written", unit.first);
-                return Err(ModelError::Damaged { path: writer.path().to_path_buf(), tensor: info.name.clone(), problem }.into());
-            }
-        }
-        let permutation = job.transforms.get(&info.name).and_then(Transform::runtime_order).filter(|_| info.is_tcq4());
-        let hash = tensor_sha256(data, permutation);
-        view.release(tensor);
-        progress.advance(data.len() as u64);
-        Ok((tensor, hash))
-    };
-    let hashes = spans.par_iter().enumerate().map(one).collect();
+    let runs: Vec<(RowUnit, u64)> = units.iter().copied().zip(written.iter().map(|w| w.digest)).collect();
+    let by_tensor: Vec<&[(RowUnit, u64)]> = runs.chunk_by(|a, b| a.0.tensor == b.0.tensor).collect();
+    progress.begin("read back", view.total_bytes(), Unit::Bytes);
+    let hashes = by_tensor.par_iter().map(|runs| reread_tensor(job, &view, runs, progress)).collect();
     progress.end();
     hashes
+}
+
+/// Compares the runs of one tensor with what was meant, and hashes it.
+fn reread_tensor(job: &Job<'_>, view: &Source, runs: &[(RowUnit, u64)], progress: &dyn Progress) -> Result<String> {
+    let planned = &job.plan.tensors[runs[0].0.tensor];
+    let fail = |problem: String| ConvertError::Damaged {
+        path: view.path().to_path_buf(),
+        tensor: planned.name.clone(),
+        problem,
+    };
+    let info = view.tensor(&planned.name).ok_or_else(|| fail("it is not in the file that was just written".into()))?;
+    let data = view.data(info);
+    let row = info.bytes / info.rows();
+    for (unit, digest) in runs {
+        if xxh3_64(&data[(unit.first * row) as usize..((unit.first + unit.rows) * row) as usize]) != *digest {
+            return Err(fail(format!("rows from {} on read back differ from what was written", unit.first)).into());
+        }
+    }
+    let order = job.transforms.get(&planned.name).and_then(Transform::runtime_order).filter(|_| planned.is_tcq4());
+    let hash = tensor_sha256(data, order);
+    view.release(info, 0..data.len());
+    progress.advance(info.bytes);
+    Ok(hash)
 }
 
 fn losses(job: &Job<'_>, units: &[RowUnit], written: &[Written]) -> Vec<TensorLoss> {
@@ -158,6 +178,10 @@ fn losses(job: &Job<'_>, units: &[RowUnit], written: &[Written]) -> Vec<TensorLo
     for (unit, written) in units.iter().zip(written) {
         sums[unit.tensor] += written.loss;
     }
-    let loss = |(tensor, sum): (&PlannedTensor, Loss)| TensorLoss { name: tensor.name.clone(), error_rel: sum.relative(), weights: tensor.elements() };
+    let loss = |(tensor, sum): (&PlannedTensor, Loss)| TensorLoss {
+        name: tensor.name.clone(),
+        error_rel: sum.relative(),
+        weights: tensor.elements(),
+    };
     job.plan.tensors.iter().zip(sums).filter(|(tensor, _)| tensor.is_tcq4()).map(loss).collect()
 }

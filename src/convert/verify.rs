@@ -11,7 +11,7 @@ use super::hash::tensor_sha256;
 use super::keys::{hash_key, permutations};
 use super::units::{cut, run_all};
 use super::{is_tcq4, record};
-use crate::error::{ModelError, Result};
+use crate::error::{ConvertError, ModelError, Result};
 use crate::gguf::{Source, TensorInfo};
 use crate::math::Permutation;
 use crate::quant::Transform;
@@ -81,26 +81,40 @@ fn check_permuted_type(file: &Source, name: &str) -> Result<()> {
     match file.tensor(name) {
         Some(tensor) if !is_tcq4(file, tensor) => {
             let problem = format!("the tensor is {}, and only TCQ4 tensors can be permuted", tensor.ty);
-            Err(ModelError::Permutation { path: file.path().to_path_buf(), tensor: name.to_string(), problem }.into())
+            Err(ConvertError::Permutation { path: file.path().to_path_buf(), tensor: name.to_string(), problem }.into())
         }
         _ => Ok(()),
     }
 }
 
-fn verify_tensor(file: &Source, tensor: &TensorInfo, permutation: Option<&Permutation>, codec: Codec) -> Result<TensorReport> {
+fn verify_tensor(
+    file: &Source,
+    tensor: &TensorInfo,
+    permutation: Option<&Permutation>,
+    codec: Codec,
+) -> Result<TensorReport> {
     let data = file.data(tensor);
     let recorded = file.metadata().get_str(&hash_key(&tensor.name));
-    let hash_matches = recorded.map(|recorded| recorded == tensor_sha256(data, permutation));
+    let hash_matches = recorded.map(|recorded| *recorded == tensor_sha256(data, permutation));
     if hash_matches == Some(false) {
         let problem = "its bytes or its permutation are not those that were written".into();
-        return Err(ModelError::Damaged { path: file.path().to_path_buf(), tensor: tensor.name.clone(), problem }.into());
+        return Err(
+            ConvertError::Damaged { path: file.path().to_path_buf(), tensor: tensor.name.clone(), problem }.into()
+        );
     }
     if is_tcq4(file, tensor) || tensor.ty.is_float() {
         check_values(file, tensor, codec)?;
     }
     file.release(tensor, 0..data.len());
     let permuted = permutation.is_some();
-    Ok(TensorReport { name: tensor.name.clone(), ty: tensor.ty.to_string(), weights: tensor.elements(), permuted, hash_matches, error_rel: None })
+    Ok(TensorReport {
+        name: tensor.name.clone(),
+        ty: tensor.ty.to_string(),
+        weights: tensor.elements(),
+        permuted,
+        hash_matches,
+        error_rel: None,
+    })
 }
 
 /// Decodes every row and refuses values that are not finite.
@@ -178,7 +192,8 @@ pub fn verify_against(file: &Source, source: &Source, codec: Codec, progress: &d
         *sum = (sum.0 + error, sum.1 + weight);
     }
     for report in &mut verification.tensors {
-        report.error_rel = sums.get(report.name.as_str()).map(|(error, weight)| if *weight > 0.0 { error / weight } else { 0.0 });
+        report.error_rel =
+            sums.get(report.name.as_str()).map(|(error, weight)| if *weight > 0.0 { error / weight } else { 0.0 });
     }
     Ok(verification)
 }
@@ -190,8 +205,9 @@ fn pairs<'a>(file: &'a Source, source: &'a Source) -> Result<Vec<(&'a TensorInfo
         Some(original) if original.dims == tensor.dims => Ok((tensor, original)),
         other => {
             let found = other.map_or("no such tensor".to_string(), |t| format!("shape {:?}", t.dims));
-            let problem = format!("expected shape {:?} as in {}, found {found}", tensor.dims, file.path().display());
-            Err(ModelError::Damaged { path: source.path().to_path_buf(), tensor: tensor.name.clone(), problem }.into())
+            let (path, other) = (source.path().to_path_buf(), file.path().to_path_buf());
+            let expected = format!("shape {:?}", tensor.dims);
+            Err(ConvertError::AnotherModel { path, other, tensor: tensor.name.clone(), expected, found }.into())
         }
     };
     tensors.map(pair).collect()

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::show::show;
 use crate::gguf::{Source, TensorInfo};
 
 /// One difference.
@@ -52,8 +53,13 @@ impl Diff {
 pub fn diff(a: &Source, b: &Source) -> Diff {
     let changes: Vec<Option<Change>> = a.tensors().par_iter().map(|t| tensor_change(a, b, t)).collect();
     let same_tensors = changes.iter().filter(|c| c.is_none()).count() as u64;
-    let added = b.tensors().iter().filter(|t| a.tensor(&t.name).is_none()).map(|t| Change::Added { name: t.name.clone() });
-    Diff { metadata: metadata_changes(a, b), tensors: changes.into_iter().flatten().chain(added).collect(), same_tensors }
+    let added =
+        b.tensors().iter().filter(|t| a.tensor(&t.name).is_none()).map(|t| Change::Added { name: t.name.clone() });
+    Diff {
+        metadata: metadata_changes(a, b),
+        tensors: changes.into_iter().flatten().chain(added).collect(),
+        same_tensors,
+    }
 }
 
 fn metadata_changes(a: &Source, b: &Source) -> Vec<Change> {
@@ -61,7 +67,7 @@ fn metadata_changes(a: &Source, b: &Source) -> Vec<Change> {
     let change = |(key, from): (&str, crate::gguf::Value<'_>)| match b.get(key) {
         None => Some(Change::Removed { name: key.to_string() }),
         Some(to) if to == from => None,
-        Some(to) => Some(Change::Changed { name: key.to_string(), from: from.to_string(), to: to.to_string() }),
+        Some(to) => Some(Change::Changed { name: key.to_string(), from: show(&from), to: show(&to) }),
     };
     let added = b.iter().filter(|(key, _)| !a.contains(key)).map(|(key, _)| Change::Added { name: key.to_string() });
     a.iter().filter_map(change).chain(added).collect()
@@ -77,7 +83,11 @@ fn tensor_change(a: &Source, b: &Source, tensor: &TensorInfo) -> Option<Change> 
     }
     let (x, y) = (a.data(tensor), b.data(other));
     let differing = x.iter().zip(y).filter(|(x, y)| x != y).count();
-    let change = (differing > 0).then(|| Change::Changed { name, from: from.clone(), to: format!("{differing} of {} bytes differ", x.len()) });
+    let change = (differing > 0).then(|| Change::Changed {
+        name,
+        from: from.clone(),
+        to: format!("{differing} of {} bytes differ", x.len()),
+    });
     a.release(tensor, 0..x.len());
     b.release(other, 0..y.len());
     change

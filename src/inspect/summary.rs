@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::show::show;
 use crate::gguf::{Source, TensorInfo};
 
 /// How much of a file is of one type.
@@ -71,13 +72,13 @@ pub fn summarize(source: &Source) -> Summary {
     Summary {
         files: source.shards().map(PathBuf::from).collect(),
         version: source.version(),
-        architecture: metadata.get_str("general.architecture").map(String::from),
-        name: metadata.get_str("general.name").map(String::from),
+        architecture: metadata.get_str("general.architecture").map(|name| name.into_owned()),
+        name: metadata.get_str("general.name").map(|name| name.into_owned()),
         file_bytes: source.total_bytes(),
         weights,
         bits_per_weight: bytes as f64 * 8.0 / (weights.max(1)) as f64,
         types: shares(tensors),
-        metadata: metadata.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
+        metadata: metadata.iter().map(|(key, value)| (key.to_string(), show(&value))).collect(),
         tensors: tensors.iter().map(|t| row(source, t)).collect(),
     }
 }
@@ -85,7 +86,12 @@ pub fn summarize(source: &Source) -> Summary {
 fn shares(tensors: &[TensorInfo]) -> Vec<TypeShare> {
     let mut by_type: BTreeMap<u32, TypeShare> = BTreeMap::new();
     for t in tensors {
-        let share = by_type.entry(t.ty.0).or_insert_with(|| TypeShare { ty: t.ty.to_string(), tensors: 0, weights: 0, bytes: 0 });
+        let share = by_type.entry(t.ty.0).or_insert_with(|| TypeShare {
+            ty: t.ty.to_string(),
+            tensors: 0,
+            weights: 0,
+            bytes: 0,
+        });
         share.tensors += 1;
         share.weights += t.elements();
         share.bytes += t.bytes;

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Installs what building tcq4 needs besides Rust and a C++ compiler: cmake and libclang. Does nothing where both are there already.
+set -euo pipefail
+
+have_libclang() {
+  [[ -n ${LIBCLANG_PATH:-} ]] && return 0
+  ldconfig -p 2>/dev/null | grep -q 'libclang[-.]' && return 0
+  compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null || compgen -G '/usr/lib*/libclang.so*' >/dev/null || compgen -G '/opt/homebrew/opt/llvm/lib/libclang*' >/dev/null
+}
+
+command -v cargo >/dev/null || { echo "setup: Rust is missing; see https://rustup.rs" >&2; exit 1; }
+command -v c++ >/dev/null || { echo "setup: a C++ compiler is missing (Debian: apt install g++)" >&2; exit 1; }
+missing=()
+command -v cmake >/dev/null || missing+=(cmake)
+have_libclang || missing+=(libclang)
+[[ ${#missing[@]} -eq 0 ]] && exit 0
+
+echo "setup: installing ${missing[*]}" >&2
+root=()
+[[ $(id -u) -eq 0 ]] || root=(sudo)
+if command -v apt-get >/dev/null; then
+  "${root[@]}" apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive "${root[@]}" apt-get install -y -qq "${missing[@]/libclang/libclang-dev}" >/dev/null
+elif command -v dnf >/dev/null; then
+  "${root[@]}" dnf install -y -q "${missing[@]/libclang/clang-devel}"
+elif command -v pacman >/dev/null; then
+  "${root[@]}" pacman -S --noconfirm --needed "${missing[@]/libclang/clang}"
+elif command -v brew >/dev/null; then
+  brew install -q "${missing[@]/libclang/llvm}"
+else
+  echo "setup: no known package manager; install cmake and libclang by hand" >&2
+  exit 1
+fi
