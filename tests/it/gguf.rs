@@ -289,13 +289,13 @@ fn plans_that_no_reader_would_accept_are_refused() {
     assert_eq!(alignment, "key `general.alignment` is 3, expected a power of two from 8 to 2097152");
 }
 
-/// Types that `ggus` knows, with their block lengths, and ours.
+/// Types that `ggus` knows and sizes as ggml does (its IQ4_NL is wrong), with their block lengths, and ours.
 const TYPES: [(GgmlType, u64); 8] = [
     (GgmlType::F32, 1),
     (GgmlType::F16, 1),
     (GgmlType::Q8_0, 32),
     (GgmlType::Q4_K, 256),
-    (GgmlType::IQ4_NL, 32),
+    (GgmlType::Q6_K, 256),
     (GgmlType::BF16, 1),
     (GgmlType::I64, 1),
     (GgmlType::TCQ4_K32, 256),
