@@ -97,7 +97,7 @@ proptest! {
         for damage in &damages {
             damage.apply(&mut bytes);
         }
-        let dir = Dir::new();
+        let dir = Dir::in_memory();
         let path = dir.write("damaged.gguf", &bytes);
         match open_measured(&path, bytes.len() as u64) {
             Ok(source) => drop(walk(&source)),

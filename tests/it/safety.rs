@@ -151,7 +151,7 @@ fn a_full_disk_is_found_before_the_work() {
     let error = Writer::create(&path, &plan(1 << 20, &Sharding::Single), true, &[]).unwrap_err();
     let message = error.to_string();
     let start =
-        format!("{}: cannot reserve the space for this file: the disk is full: 2097312 bytes needed, ", path.display());
+        format!("{}: cannot reserve the space for this file: the disk is full: 2097280 bytes needed, ", path.display());
     assert!(message.starts_with(&start) && message.ends_with(" free"), "{message}");
     assert!(error.hint().is_some_and(|hint| hint.starts_with("free some space")));
     assert_eq!((error.class(), fill_of(&path)), (Class::Failed, 1));
