@@ -1,3 +1,12 @@
 //! Integration tests: one binary, one module a subject.
+#![allow(unreachable_pub, reason = "`pub` marks what the modules of the tests share")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+mod gguf;
+mod gguf_hostile;
+mod gguf_mutants;
+mod layering;
 mod quant;
+mod safety;
+mod support;
 mod tiny_forward;
