@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use super::values::{Compat, FloatType, Size, TensorRule};
+use super::values::{ApplyArg, Compat, FloatType, OrderArg, SalienceArg, ScalesArg, Size, TensorRule};
 use crate::gguf::GgmlType;
-use crate::quant::{Activations, OrderChoice, PermApply, Salience, Scales};
+use crate::quant::Activations;
 use crate::tcq::{Encoder, Isa};
 
 /// Converts F16 GGUF models to TCQ4_K32: 4-bit weights for INT4 tensor cores, calibrated through llama.cpp.
@@ -90,23 +90,23 @@ pub(crate) struct CalibrationArgs {
 pub(crate) struct MethodArgs {
     /// Order of the channels: how they are dealt over the 256-column chunks
     #[arg(long, value_enum)]
-    pub(crate) order: Option<Order>,
+    pub(crate) order: Option<OrderArg>,
     /// Channel scales, folded into the tensors that produce the activations
     #[arg(long, value_enum)]
-    pub(crate) scales: Option<Scales>,
+    pub(crate) scales: Option<ScalesArg>,
     /// What AWQ calls salient: E|x| or E[x²]
-    #[arg(long, value_enum, default_value_t = Salience::L2)]
-    pub(crate) salience: Salience,
+    #[arg(long, value_enum, default_value_t = SalienceArg::L2)]
+    pub(crate) salience: SalienceArg,
     /// Steps of AWQ's grid over α
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) alpha_grid: u32,
     /// Whether permutations are applied at run time or folded into neighbouring weights
-    #[arg(long, value_enum, default_value_t = PermApply::Runtime)]
-    pub(crate) perm_apply: PermApply,
-    /// Activation quantiser of the run time, as seen by `--order auto` and `--scales awq`
-    #[arg(long, value_enum, default_value_t = Activations::Int8)]
+    #[arg(long, value_enum, default_value_t = ApplyArg::Runtime)]
+    pub(crate) perm_apply: ApplyArg,
+    /// Activation quantiser of the run time that `--order auto` and `--scales awq` assume: none, int8, int4, int4-group32, int4-fork
+    #[arg(long, value_name = "PATH", default_value_t = Activations::Int8)]
     pub(crate) activations: Activations,
-    /// Tile encoder: `parity` writes the bytes of the llama.cpp-rrs quantiser, `default` never has a larger error
+    /// Tile encoder, default or parity: `parity` writes the bytes of the llama.cpp-rrs quantiser, `default` never has a larger error
     #[arg(long, default_value_t = Encoder::Default)]
     pub(crate) encoder: Encoder,
 }
@@ -191,7 +191,7 @@ pub(crate) struct CalibrateArgs {
     pub(crate) stats: Option<PathBuf>,
     /// Order of the channels
     #[arg(long, value_enum)]
-    pub(crate) order: Option<Order>,
+    pub(crate) order: Option<OrderArg>,
     /// Continue a run that was interrupted
     #[arg(long)]
     pub(crate) resume: bool,
@@ -216,7 +216,7 @@ pub(crate) struct PermsArgs {
     pub(crate) output: PathBuf,
     /// Order of the channels
     #[arg(long, value_enum)]
-    pub(crate) order: Option<Order>,
+    pub(crate) order: Option<OrderArg>,
     /// Replace an existing output
     #[arg(short, long)]
     pub(crate) force: bool,

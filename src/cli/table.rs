@@ -33,6 +33,17 @@ impl Table {
     }
 }
 
+/// A large number as people write it: `134.5 M`.
+pub(crate) fn count(number: u64) -> String {
+    let value = number as f64;
+    match number {
+        0..10_000 => number.to_string(),
+        10_000..1_000_000 => format!("{:.1} k", value / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} M", value / 1e6),
+        _ => format!("{:.2} G", value / 1e9),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

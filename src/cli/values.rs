@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use regex::Regex;
 
 use crate::gguf::GgmlType;
+use crate::quant::{Apply, Order, Orders, Salience};
 use crate::util::units::parse_bytes;
 
 /// `--compat`
@@ -14,6 +15,83 @@ pub(crate) enum Compat {
     /// The llama.cpp fork that TCQ4 comes from: type id 42, file type 40
     #[value(name = "llama.cpp-rrs")]
     LlamaCppRrs,
+}
+
+/// `--order`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OrderArg {
+    /// As they are
+    None,
+    /// Dealt over the chunks in a snake, by their contribution to the output
+    Zigzag,
+    /// Placed one by one where they add least to the expected error
+    Balanced,
+    /// Sorted by largest magnitude, over all channels
+    Rrs,
+    /// Sorted by largest magnitude, inside each chunk
+    RrsBlock,
+    /// Whatever measures best, input by input
+    Auto,
+}
+
+impl From<OrderArg> for Orders {
+    fn from(order: OrderArg) -> Self {
+        Orders::Fixed(match order {
+            OrderArg::None => Order::None,
+            OrderArg::Zigzag => Order::Zigzag,
+            OrderArg::Balanced => Order::Balanced,
+            OrderArg::Rrs => Order::Rrs,
+            OrderArg::RrsBlock => Order::RrsBlock,
+            OrderArg::Auto => return Orders::Auto,
+        })
+    }
+}
+
+/// `--scales`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ScalesArg {
+    /// No scales
+    None,
+    /// (‖w‖² / E[x²])^¼ of each channel
+    ClosedForm,
+    /// salience^-α, α searched on a grid against the output error
+    Awq,
+}
+
+/// `--salience`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SalienceArg {
+    /// E|x|
+    L1,
+    /// E[x²]
+    L2,
+}
+
+impl From<SalienceArg> for Salience {
+    fn from(salience: SalienceArg) -> Self {
+        match salience {
+            SalienceArg::L1 => Salience::MeanAbs,
+            SalienceArg::L2 => Salience::MeanSq,
+        }
+    }
+}
+
+/// `--perm-apply`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ApplyArg {
+    /// The run time gathers the activations
+    Runtime,
+    /// Neighbouring weights are reordered, where that is exact
+    Fold,
+}
+
+impl From<ApplyArg> for Apply {
+    fn from(apply: ApplyArg) -> Self {
+        match apply {
+            ApplyArg::Runtime => Apply::Runtime,
+            ApplyArg::Fold => Apply::Fold,
+        }
+    }
 }
 
 /// `--type` of `dequantize`

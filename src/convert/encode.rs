@@ -48,7 +48,7 @@ impl RowRun<'_> {
         let mut values = vec![0.0; columns * self.rows as usize];
         match self.transform {
             Some(transform) => read_transformed(self.source, self.tensor, transform, self.first, &mut values)?,
-            None => read(self.source, self.tensor, self.first, &mut values)?,
+            None => read_rows(self.source, self.tensor, self.first, &mut values)?,
         }
         Ok(values)
     }
@@ -124,8 +124,11 @@ impl RowRun<'_> {
     }
 }
 
-/// Reads rows of any type as floats; those of other types than F16, BF16 and F32 are decoded by ggml.
-fn read(source: &Source, tensor: &TensorInfo, first: u64, out: &mut [f32]) -> Result<()> {
+/// Reads rows of any type as floats, `first` counted over all matrices of the tensor; other types than F16, BF16 and F32 are decoded by ggml.
+///
+/// # Errors
+/// Types that ggml cannot decode, or any but those three in a build without llama.cpp.
+pub fn read_rows(source: &Source, tensor: &TensorInfo, first: u64, out: &mut [f32]) -> Result<()> {
     if tensor.ty.is_float() {
         return source.read_rows(tensor, first, out);
     }
@@ -144,5 +147,5 @@ pub(super) fn read_transformed(
     out: &mut [f32],
 ) -> Result<()> {
     let columns = tensor.columns() as usize;
-    transform.apply(columns, first as usize, out, |row, into| read(source, tensor, row as u64, into))
+    transform.apply(columns, first as usize, out, |row, into| read_rows(source, tensor, row as u64, into))
 }

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::plan::Conversion;
 use crate::error::{Error, Result};
 use crate::tcq::TILE_ROWS;
 use crate::util::progress::{Progress, Unit};
@@ -28,6 +29,14 @@ pub(super) fn cut(shapes: impl IntoIterator<Item = (u64, u64)>) -> Vec<RowUnit> 
         (0..rows).step_by(step as usize).map(move |first| RowUnit { tensor, first, rows: step.min(rows - first) })
     };
     shapes.into_iter().enumerate().flat_map(runs).collect()
+}
+
+/// Bytes of memory that carrying out `plan` takes beside the mapped source, about: each thread's run of rows in f32, its scratch and its bytes.
+pub fn working_memory(plan: &Conversion) -> u64 {
+    let row = plan.tensors.iter().map(|t| t.dims.first().copied().unwrap_or(1)).max().unwrap_or(1);
+    let run = RUN_ELEMENTS.max(row * TILE_ROWS as u64);
+    let transforms: u64 = plan.tensors.iter().map(|t| t.dims.iter().take(2).sum::<u64>() * size_of::<f32>() as u64).sum();
+    rayon::current_num_threads() as u64 * run * 4 * size_of::<f32>() as u64 + 2 * transforms
 }
 
 /// Runs `work` on every unit, on all threads; the results come back in the order of the units. Progress counts source bytes, as `bytes` says.

@@ -1,11 +1,11 @@
 //! `tcq4 inspect`: what is in a GGUF file.
 
 use crate::cli::args::InspectArgs;
-use crate::cli::table::Table;
+use crate::cli::table::{Table, count};
 use crate::cli::{Outcome, Session};
 use crate::gguf::Source;
 use crate::inspect::{Summary, summarize};
-use crate::util::units::{bytes, count};
+use crate::util::units::Bytes;
 
 /// Metadata keys shown in the summary; `--all` shows every key.
 const SHOWN_KEYS: usize = 24;
@@ -29,7 +29,7 @@ fn render(summary: &Summary, all: bool) -> String {
         summary.name.as_deref().unwrap_or("no name"),
         count(summary.weights),
         summary.tensors.len(),
-        bytes(summary.file_bytes),
+        Bytes(summary.file_bytes),
         summary.bits_per_weight,
     );
     text += &types(summary);
@@ -46,7 +46,7 @@ fn types(summary: &Summary) -> String {
     let mut table = Table::new(&["type", ">tensors", ">weights", ">bytes", ">bits"]);
     for share in &summary.types {
         let bits = share.bytes as f64 * 8.0 / share.weights.max(1) as f64;
-        table.row([share.ty.clone(), share.tensors.to_string(), count(share.weights), bytes(share.bytes), format!("{bits:.3}")]);
+        table.row([share.ty.clone(), share.tensors.to_string(), count(share.weights), Bytes(share.bytes).to_string(), format!("{bits:.3}")]);
     }
     table.render()
 }
@@ -69,7 +69,7 @@ fn tensors(summary: &Summary) -> String {
     for tensor in &summary.tensors {
         let shape = tensor.dims.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
         let permuted = if tensor.permuted { "yes" } else { "" };
-        table.row([tensor.name.clone(), tensor.ty.clone(), shape, bytes(tensor.bytes), permuted.to_string()]);
+        table.row([tensor.name.clone(), tensor.ty.clone(), shape, Bytes(tensor.bytes).to_string(), permuted.to_string()]);
     }
     table.render()
 }

@@ -7,5 +7,8 @@ pub(super) mod diff;
 pub(super) mod eval;
 pub(super) mod inspect;
 pub(super) mod perms;
+mod plan_text;
+mod produce;
 pub(super) mod quantize;
+mod statistics;
 pub(super) mod verify;

@@ -1,0 +1,156 @@
+//! What `convert` and `quantize` share: show the plan, prepare, encode, write, and say what was done.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::plan_text;
+use crate::calib::Statistics;
+use crate::cli::args::{MethodArgs, OutputArgs, TypeArgs};
+use crate::cli::{Outcome, Session, settings};
+use crate::convert::{CalibrationValue, Conversion, Converted, Job, Provenance, TensorLoss, convert, output_metadata};
+use crate::error::{Class, ConvertError, Result};
+use crate::gguf::Source;
+use crate::math::Permutation;
+use crate::quant::{Prepared, prepare};
+use crate::util::atomic_file::check_target;
+use crate::util::progress::Progress;
+use crate::util::units::{Bytes, Elapsed};
+
+/// A model on its way to a file.
+pub(super) struct Production<'a> {
+    pub(super) session: &'a Session,
+    pub(super) source: &'a Source,
+    pub(super) output: &'a Path,
+    pub(super) method: &'a MethodArgs,
+    pub(super) types: &'a TypeArgs,
+    pub(super) out: &'a OutputArgs,
+}
+
+/// What is known about the model's activations.
+#[derive(Default)]
+pub(super) struct Evidence {
+    pub(super) statistics: Option<Statistics>,
+    /// Where the statistics lie, if in a file.
+    pub(super) statistics_file: Option<String>,
+    pub(super) orders: Option<BTreeMap<String, Permutation>>,
+}
+
+#[derive(Serialize)]
+struct Record<'a> {
+    #[serde(flatten)]
+    converted: &'a Converted,
+    bits_per_weight: f64,
+    seconds: f64,
+    plan: &'a Conversion,
+    prepared: &'a Prepared,
+}
+
+impl Production<'_> {
+    /// Plans, shows the plan, and refuses what can be refused before any work. `None` if only the plan was wanted.
+    pub(super) fn plan(&self) -> Result<Option<Conversion>> {
+        let plan = Conversion::new(self.source, &settings::plan_settings(self.types))?;
+        if self.out.dry_run {
+            self.session.printer.text(&plan_text::full(self.source, &plan));
+            self.session.printer.record("plan", json!({ "plan": plan, "bytes": plan.bytes(), "bits_per_weight": plan.bits() }));
+        } else {
+            self.session.printer.text(&plan_text::summary(self.source, &plan));
+        }
+        if self.types.strict {
+            refuse_substitutions(self.source, &plan)?;
+        }
+        if self.out.dry_run {
+            return Ok(None);
+        }
+        let inputs: Vec<&Path> = self.source.shards().collect();
+        check_target(self.output, self.out.force, &inputs)?;
+        Ok(Some(plan))
+    }
+
+    /// Prepares, encodes and writes.
+    pub(super) fn finish(&self, plan: &Conversion, evidence: &Evidence) -> Outcome {
+        let started = Instant::now();
+        let codec = self.session.codec(self.method.encoder)?;
+        let statistics = evidence.statistics.as_ref();
+        let settings = settings::method_settings(self.method, plan, statistics.is_some(), evidence.orders.clone(), codec)?;
+        let read = |tensor: &_, first, out: &mut [f32]| crate::convert::read_rows(self.source, tensor, first, out);
+        let prepared = prepare(self.source, &read, statistics, &settings, &self.session.progress)?;
+        for notice in &prepared.notices {
+            self.session.progress.note(notice);
+        }
+        let provenance = Provenance { encoder: self.method.encoder, recipe: self.recipe(), calibration: calibration_keys(evidence) };
+        let metadata = output_metadata(self.source, plan, &prepared.transforms, &provenance);
+        let job = Job { source: self.source, plan, transforms: &prepared.transforms, codec, metadata };
+        let target = settings::target(self.output, self.out, self.source);
+        let converted = convert(&job, &target, &self.session.progress)?;
+        let seconds = started.elapsed();
+        let bits = plan.bits();
+        self.session.printer.text(&done(&converted, bits, Elapsed(seconds)));
+        let record = Record { converted: &converted, bits_per_weight: bits, seconds: seconds.as_secs_f64(), plan, prepared: &prepared };
+        self.session.printer.record("convert", record);
+        let fell_back = prepared.groups.iter().any(|g| g.unscaled.is_some() || g.unordered.is_some());
+        Ok(if self.types.strict && fell_back { Class::Strict.code() } else { 0 })
+    }
+
+    /// The settings as they go into the file.
+    fn recipe(&self) -> String {
+        let method = self.method;
+        json!({
+            "order": format!("{:?}", method.order),
+            "scales": format!("{:?}", method.scales),
+            "salience": format!("{:?}", method.salience),
+            "alpha_grid": method.alpha_grid,
+            "perm_apply": format!("{:?}", method.perm_apply),
+            "activations": method.activations.to_string(),
+            "encoder": method.encoder.to_string(),
+        })
+        .to_string()
+    }
+}
+
+fn refuse_substitutions(source: &Source, plan: &Conversion) -> Result<()> {
+    let Some(first) = plan.substitutions().next() else { return Ok(()) };
+    Err(ConvertError::Substitution {
+        path: source.path().to_path_buf(),
+        count: plan.substitutions().count(),
+        tensor: first.name.clone(),
+        problem: first.reason.to_string(),
+    }
+    .into())
+}
+
+/// What the file says about its calibration: our keys, and those that llama-quantize writes after using an imatrix.
+fn calibration_keys(evidence: &Evidence) -> Vec<(String, CalibrationValue)> {
+    let Some(statistics) = &evidence.statistics else { return Vec::new() };
+    let first = statistics.datasets.first().cloned().unwrap_or_default();
+    let entries = statistics.entries.len() as u32;
+    let mut keys = vec![
+        ("tcq4.calibration.datasets", CalibrationValue::Texts(statistics.datasets.clone())),
+        ("tcq4.calibration.chunk_count", CalibrationValue::Number(statistics.chunk_count)),
+        ("tcq4.calibration.chunk_size", CalibrationValue::Number(statistics.chunk_size)),
+        ("quantize.imatrix.dataset", CalibrationValue::Text(first)),
+        ("quantize.imatrix.entries_count", CalibrationValue::Number(entries)),
+        ("quantize.imatrix.chunks_count", CalibrationValue::Number(statistics.chunk_count)),
+    ];
+    if let Some(file) = &evidence.statistics_file {
+        keys.push(("quantize.imatrix.file", CalibrationValue::Text(file.clone())));
+    }
+    keys.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
+}
+
+fn done(converted: &Converted, bits: f64, elapsed: Elapsed) -> String {
+    let files = converted.outputs.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join("\n");
+    let weights: u64 = converted.losses.iter().map(|l| l.weights).sum();
+    let error = converted.losses.iter().map(|l| l.error_rel * l.weights as f64).sum::<f64>() / weights.max(1) as f64;
+    let worst = converted.losses.iter().max_by(|a, b| a.error_rel.total_cmp(&b.error_rel));
+    let worst = worst.map_or(String::new(), |TensorLoss { name, error_rel, .. }| format!(", at most {:.3} % ({name})", error_rel * 100.0));
+    format!(
+        "{files}\n{}, {bits:.3} bits a weight, in {elapsed}\nTCQ4 tensors: {}, relative squared error of the weights {:.3} %{worst}",
+        Bytes(converted.bytes),
+        converted.losses.len(),
+        error * 100.0,
+    )
+}

@@ -1,0 +1,76 @@
+//! Statistics for the commands that need them: measured on the default or a given text, kept, read back.
+
+use std::path::{Path, PathBuf};
+
+use crate::calib::chunks::Selection;
+use crate::calib::{CalibrationOptions, Corpus, Statistics, calibrate, run::forget_checkpoint, store};
+use crate::cli::Session;
+use crate::cli::args::CalibrationArgs;
+use crate::error::Result;
+use crate::gguf::Source;
+use crate::llama::{Model, ModelOptions};
+use crate::util::progress::Progress;
+
+/// The calibration text that ships with the binary: public domain, see fixtures/README.md.
+const DEFAULT_TEXT: &str = include_str!("../../../fixtures/text/calibration.txt");
+/// What it is called in files.
+const DEFAULT_NAME: &str = "tcq4 default calibration text";
+
+/// Whether an interrupted run keeps what it has.
+pub(super) struct Keep {
+    checkpoint: Option<PathBuf>,
+    resume: bool,
+}
+
+impl Keep {
+    /// Keeps nothing.
+    pub(super) fn in_memory() -> Self {
+        Self { checkpoint: None, resume: false }
+    }
+
+    /// Keeps it beside `output`, and goes on from there if asked to.
+    pub(super) fn beside(output: &Path, resume: bool) -> Self {
+        let mut name = output.as_os_str().to_os_string();
+        name.push(".partial");
+        Self { checkpoint: Some(name.into()), resume }
+    }
+
+    /// Removes what was kept, now that the results are safe.
+    pub(super) fn forget(&self) -> Result<()> {
+        self.checkpoint.as_deref().map_or(Ok(()), forget_checkpoint)
+    }
+}
+
+/// Runs the text through the model.
+pub(super) fn measure(session: &Session, source: &Source, args: &CalibrationArgs, keep: &Keep) -> Result<Statistics> {
+    let corpus = match &args.calibration[..] {
+        [] => Corpus::from_text(DEFAULT_NAME, DEFAULT_TEXT)?,
+        paths => Corpus::read(paths)?,
+    };
+    if corpus.duplicates > 0 {
+        session.progress.note(&format!("{} of {} samples were exact duplicates and dropped", corpus.duplicates, corpus.duplicates + corpus.samples));
+    }
+    let model = Model::load(source.path(), &ModelOptions { gpu_layers: args.ngl })?;
+    let options = CalibrationOptions {
+        ctx: args.ctx,
+        samples: args.samples as usize,
+        selection: Selection::Seeded(args.seed),
+        threads: session.threads(),
+        checkpoint: keep.checkpoint.clone(),
+        resume: keep.resume,
+        ..CalibrationOptions::default()
+    };
+    calibrate(&model, &corpus, &store::fingerprint(source)?, &options, &session.progress)
+}
+
+/// Writes statistics to a file.
+pub(super) fn save(path: &Path, statistics: &Statistics, force: bool) -> Result<()> {
+    store::save(path, statistics, force)
+}
+
+/// Reads statistics, ours or llama-imatrix's, and checks that they are of this model.
+pub(super) fn load(path: &Path, source: &Source) -> Result<Statistics> {
+    let statistics = store::load(path)?;
+    store::check_model(path, &statistics, source)?;
+    Ok(statistics)
+}

@@ -1,0 +1,73 @@
+//! Arguments resolved into the plain settings of the library: nothing is left open here, and nothing is done yet.
+
+use std::collections::BTreeMap;
+
+use super::args::{MethodArgs, OutputArgs, TypeArgs};
+use super::values::{Compat, ScalesArg};
+use crate::convert::{Conversion, PlanSettings, Target, TypeRule};
+use crate::error::{Error, Result};
+use crate::gguf::{Sharding, Source};
+use crate::math::Permutation;
+use crate::quant::{Order, Orders, Scales, Settings};
+use crate::tcq::Codec;
+
+/// What becomes of the tensors.
+pub(super) fn plan_settings(types: &TypeArgs) -> PlanSettings {
+    PlanSettings {
+        embedding_type: types.embedding_type,
+        output_type: types.output_type,
+        fallback: types.fallback,
+        rules: types.tensor_types.iter().map(|r| TypeRule { pattern: r.pattern.clone(), ty: r.ty }).collect(),
+        allow_requantize: types.allow_requantize,
+        fork_ids: types.compat == Some(Compat::LlamaCppRrs),
+    }
+}
+
+/// How weights are prepared. Without statistics there is nothing to scale by, and no order unless one is asked for.
+///
+/// # Errors
+/// Scales that need statistics where there are none.
+pub(super) fn method_settings(
+    method: &MethodArgs,
+    plan: &Conversion,
+    has_statistics: bool,
+    given: Option<BTreeMap<String, Permutation>>,
+    codec: Codec,
+) -> Result<Settings> {
+    let scales = match method.scales {
+        Some(ScalesArg::None) => Scales::None,
+        None if !has_statistics => Scales::None,
+        Some(_) if !has_statistics => {
+            return Err(Error::Usage {
+                message: "--scales needs statistics of the activations".into(),
+                hint: Some("pass --stats FILE, made by `tcq4 calibrate --stats` or llama-imatrix, or use `tcq4 convert`".into()),
+            });
+        }
+        None | Some(ScalesArg::ClosedForm) => Scales::ClosedForm,
+        Some(ScalesArg::Awq) => Scales::Awq { salience: method.salience.into(), steps: method.alpha_grid },
+    };
+    let orders = match (given, method.order) {
+        (Some(orders), _) => Orders::Given(orders),
+        (None, Some(order)) => order.into(),
+        (None, None) if has_statistics => Orders::Fixed(Order::Zigzag),
+        (None, None) => Orders::Fixed(Order::None),
+    };
+    Ok(Settings {
+        targets: plan.tensors.iter().filter(|t| t.is_tcq4()).map(|t| t.name.clone()).collect(),
+        scales,
+        orders,
+        apply: method.perm_apply.into(),
+        activations: method.activations,
+        codec,
+    })
+}
+
+/// Where the output goes and how it is divided.
+pub(super) fn target(output: &std::path::Path, out: &OutputArgs, source: &Source) -> Target {
+    let sharding = match out.split_max_size {
+        Some(size) => Sharding::MaxBytes(size.0),
+        None if out.keep_split => Sharding::Counts(source.shard_sizes()),
+        None => Sharding::Single,
+    };
+    Target { path: output.to_path_buf(), force: out.force, sharding }
+}
