@@ -9,6 +9,7 @@ pub mod util;
 // floor 1
 pub mod math;
 // floor 3
+pub mod gguf;
 pub mod llama;
 // floor 5
 pub mod calib;
