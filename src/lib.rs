@@ -13,5 +13,7 @@ pub mod gguf;
 pub mod llama;
 // floor 5
 pub mod calib;
+// floor 7
+pub mod eval;
 
 pub use error::{Class, Error, Result};
