@@ -72,7 +72,8 @@ impl<'a> Cursor<'a> {
     /// Takes the name of something: UTF-8, not empty, at most `limit` bytes; `index` is its number for messages.
     pub(super) fn name(&mut self, what: &'static str, index: u64, limit: u64) -> Result<&'a str, GgufError> {
         let offset = self.offset();
-        let length = self.u64(what)?;
+        let one = if what == "key" { "a key" } else { "a tensor name" };
+        let length = self.u64(one)?;
         if length == 0 {
             return Err(GgufError::EmptyName { what, index, offset });
         }
@@ -80,7 +81,7 @@ impl<'a> Cursor<'a> {
             let what = if what == "key" { "a key length" } else { "a tensor name length" };
             return Err(GgufError::Limit { what, found: length, limit, offset });
         }
-        let bytes = self.take(length, what)?;
+        let bytes = self.take(length, one)?;
         std::str::from_utf8(bytes).map_err(|_| GgufError::NotUtf8 { what, offset: offset + 8 })
     }
 

@@ -1,5 +1,6 @@
 //! Integration tests: one binary, one module a subject.
 #![allow(unreachable_pub, reason = "`pub` marks what the modules of the tests share")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod gguf;
 mod gguf_hostile;

@@ -17,6 +17,11 @@ impl Dir {
         Dir(tempfile::tempdir().expect("a temporary folder"))
     }
 
+    /// Makes a folder in memory where the system has one, for thousands of small files; on disk otherwise.
+    pub fn in_memory() -> Dir {
+        tempfile::tempdir_in("/dev/shm").map_or_else(|_| Dir::new(), Dir)
+    }
+
     /// Gives the folder.
     pub fn path(&self) -> &Path {
         self.0.path()

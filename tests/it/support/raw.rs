@@ -21,10 +21,10 @@ pub struct Raw {
     pub key_count: Option<u64>,
     pub alignment: usize,
     pub data: Vec<u8>,
-    keys: Vec<u8>,
-    keys_added: u64,
-    tensors: Vec<u8>,
-    tensors_added: u64,
+    pub keys: Vec<u8>,
+    pub keys_added: u64,
+    pub tensors: Vec<u8>,
+    pub tensors_added: u64,
 }
 
 impl Raw {
