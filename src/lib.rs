@@ -21,6 +21,7 @@ pub mod calib;
 pub mod quant;
 // floor 7
 pub mod convert;
+pub mod eval;
 pub mod inspect;
 
 pub use error::{Class, Error, Result};
