@@ -15,6 +15,8 @@ pub mod gguf;
 pub mod llama;
 // floor 4
 pub mod model;
+// floor 5
+pub mod calib;
 // floor 6
 pub mod quant;
 

@@ -36,12 +36,109 @@ pub enum ModelError {
         /// The input.
         input: PathBuf,
     },
+    /// There is no text to calibrate with.
+    #[error("{}: no text to calibrate with", sources.join(", "))]
+    CalibrationEmpty {
+        /// The sources.
+        sources: Vec<String>,
+    },
+    /// A calibration file is not what its name says.
+    #[error("{}{}: {what}", path.display(), line.map(|l| format!(":{l}")).unwrap_or_default())]
+    CalibrationFormat {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: Option<usize>,
+        /// What is wrong.
+        what: String,
+    },
+    /// A text does not fill one chunk.
+    #[error("the text has {tokens} tokens, one chunk needs {ctx}")]
+    TextTooShort {
+        /// Tokens of the text.
+        tokens: usize,
+        /// Tokens of a chunk.
+        ctx: usize,
+    },
+    /// A forward pass gave NaN or infinity.
+    #[error("the input of tensor `{tensor}` is not finite in channel {channel}")]
+    ActivationNotFinite {
+        /// The weight that multiplies it.
+        tensor: String,
+        /// The first such channel.
+        channel: usize,
+    },
+    /// The input of a weight changed its shape between two graphs.
+    #[error("tensor `{tensor}`: expected {} inputs of {} channels, got {} of {}", expected.0, expected.1, got.0, got.1)]
+    CalibrationShape {
+        /// The weight.
+        tensor: String,
+        /// Matrices and channels before.
+        expected: (usize, usize),
+        /// Matrices and channels now.
+        got: (usize, usize),
+    },
+    /// Two statistics cannot be added up.
+    #[error("these statistics differ in their {what}: {first} and {second}")]
+    StatisticsDiffer {
+        /// What differs.
+        what: String,
+        /// It in the first.
+        first: String,
+        /// It in the second.
+        second: String,
+    },
+    /// A statistics file makes no sense.
+    #[error("{}: not a usable statistics file: {what}", path.display())]
+    Statistics {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// Statistics were measured on another model.
+    #[error("{}: these statistics are of another model: {what}", path.display())]
+    StatisticsOfAnotherModel {
+        /// The model file.
+        path: PathBuf,
+        /// What differs.
+        what: String,
+    },
+    /// A checkpoint cannot be continued.
+    #[error("{}: this checkpoint cannot be continued: {what}", path.display())]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong or different.
+        what: String,
+    },
+    /// A permutation file makes no sense.
+    #[error("{}: not a permutation file: {what}", path.display())]
+    Perms {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// An entry of a permutation file does not fit the model.
+    #[error("{}: the permutation of `{tensor}` {what}", path.display())]
+    PermsTensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong with it.
+        what: String,
+    },
 }
 
 impl ModelError {
     /// How this failure ends the program.
     pub fn class(&self) -> Class {
-        Class::Refused
+        match self {
+            ModelError::ActivationNotFinite { .. } | ModelError::CalibrationShape { .. } => Class::Failed,
+            _ => Class::Refused,
+        }
     }
 
     /// What the user can do about it, if there is something to say.
@@ -50,6 +147,16 @@ impl ModelError {
             ModelError::NotFinite { .. } => Some("the source model is damaged: fetch or convert it again".into()),
             ModelError::OutputExists { .. } => Some("choose another name, or pass --force to replace it".into()),
             ModelError::OutputIsInput { .. } => Some("choose another output name".into()),
+            ModelError::CalibrationEmpty { .. } => Some("give a text of a few hundred kilobytes, like those that the model will see".into()),
+            ModelError::TextTooShort { .. } => Some("give a longer text, or shorter chunks with --ctx".into()),
+            ModelError::ActivationNotFinite { .. } => Some("the model computes no usable numbers on this text: check it with llama-perplexity".into()),
+            ModelError::CalibrationFormat { .. } | ModelError::CalibrationShape { .. } => None,
+            ModelError::StatisticsDiffer { .. } => Some("merge only statistics of one model with one --ctx".into()),
+            ModelError::Statistics { .. } => Some("make it again with `tcq4 calibrate --stats`, or with llama-imatrix".into()),
+            ModelError::StatisticsOfAnotherModel { .. } => Some("calibrate this very model: statistics of another quantisation or fine-tune mislead".into()),
+            ModelError::Checkpoint { .. } => Some("run without --resume to begin anew".into()),
+            ModelError::Perms { .. } => Some("expected {\"version\": 1, \"permutations\": {\"blk.0.attn_q.weight\": [..], ..}}, as `tcq4 calibrate -o` writes it".into()),
+            ModelError::PermsTensor { .. } => Some("make the permutations again from this model".into()),
         }
     }
 }

@@ -84,6 +84,21 @@ impl<'a> Capture<'a> {
         }
     }
 
+    /// The matrix and the offset of one of the rows of token `token`; where a token has several (experts, heads), `turn` picks one.
+    ///
+    /// # Panics
+    /// If there is no such token.
+    pub fn row_of_token(&self, node: &Node<'_>, token: usize, turn: usize) -> (usize, usize) {
+        if let Some(experts) = self.experts {
+            let slot = turn % experts.used;
+            let expert = experts.ids[token * experts.used + slot];
+            return (expert as usize, (slot % self.shape[1]) * self.strides[1] + token * self.strides[2]);
+        }
+        assert!(token < self.shape[1], "token {token} of {}", self.shape[1]);
+        let i2 = turn % self.shape[2];
+        (i2 % node.matrices, token * self.strides[1] + i2 * self.strides[2])
+    }
+
     fn for_each_dense(&self, matrices: usize, mut visit: impl FnMut(usize, usize)) {
         let [_, tokens, second, third] = self.shape;
         for i3 in 0..third {

@@ -16,7 +16,7 @@ fn refuse<T>(what: &'static str) -> Result<T> {
 #[derive(Debug)]
 pub struct Model(Infallible);
 
-#[expect(missing_docs, clippy::unused_self, reason = "the documented ones are those with the feature")]
+#[expect(missing_docs, reason = "the documented ones are those with the feature")]
 impl Model {
     pub fn load(_path: &Path, _options: &ModelOptions) -> Result<Self> {
         refuse("running a model")
@@ -55,7 +55,7 @@ impl Model {
 #[derive(Debug)]
 pub struct Context<'m>(Infallible, PhantomData<&'m Model>);
 
-#[expect(missing_docs, clippy::unused_self, reason = "the documented ones are those with the feature")]
+#[expect(missing_docs, reason = "the documented ones are those with the feature")]
 impl<'m> Context<'m> {
     pub fn new(model: &'m Model, _options: &ContextOptions) -> Result<Self> {
         match model.0 {}

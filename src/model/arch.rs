@@ -50,7 +50,8 @@ impl Arch {
         let key = |suffix: &str| format!("{name}.{suffix}");
         let number = |suffix: &str| metadata.get_u64(&key(suffix));
         let numbers = |suffix: &str| number(suffix).map_or_else(|| array(metadata, &key(suffix)), |one| vec![one]);
-        let positive = |suffix: &str| metadata.get_f64(&key(suffix)).map_or(metadata.contains(&key(suffix)), |limit| limit > 0.0);
+        let positive =
+            |suffix: &str| metadata.get_f64(&key(suffix)).map_or(metadata.contains(&key(suffix)), |limit| limit > 0.0);
         Self {
             blocks: number("block_count").unwrap_or(0),
             embedding: number("embedding_length").unwrap_or(0),

@@ -139,11 +139,13 @@ pub fn meets_stream(role: Role, kind: Kind) -> Meets {
     match (role, kind) {
         (Unknown, _) | (_, Kind::Other) => Meets::Unknown,
         (Rope | AttnQNorm | AttnKNorm | AttnSinks | RouterBias, _) => Meets::Never,
-        (OutputNorm | AttnNorm | FfnNorm | AttnPostNorm | FfnPostNorm, _) => Meets::Columns,
         (AttnOutput | FfnDown | FfnDownExps | FfnDownShexp, Kind::Weight) => Meets::Rows,
-        (AttnOutput | FfnDown | FfnDownExps | FfnDownShexp, Kind::Bias) => Meets::Columns,
-        (TokenEmbd | Output, Kind::Weight) => Meets::Columns,
-        (_, Kind::Weight) => Meets::Columns,
+        (
+            AttnOutput | FfnDown | FfnDownExps | FfnDownShexp | OutputNorm | AttnNorm | FfnNorm | AttnPostNorm
+            | FfnPostNorm,
+            _,
+        )
+        | (_, Kind::Weight) => Meets::Columns,
         (_, Kind::Bias) => Meets::Never,
     }
 }

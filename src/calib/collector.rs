@@ -1,0 +1,221 @@
+//! The observer that calibrates: sums up each distinct input of a graph once and learns which weights share it.
+//!
+//! Lifecycle: [`Collector::begin_chunk`] before each chunk, the forward passes, at the end [`Collector::finish`]. Weights are those named
+//! `blk.*` (and `output.weight` on request), as llama-imatrix has them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::moments::accumulate;
+use super::stats::{ChannelStats, SampleRows};
+use crate::Result;
+use crate::error::ModelError;
+use crate::llama::{Capture, InputId, Node, Observer};
+
+/// One captured input: its sums, and the weights that multiply it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    /// The weights; the first is the one at which it is captured.
+    pub weights: Vec<String>,
+    /// What is summed up.
+    pub stats: ChannelStats,
+    /// Sample rows so far.
+    pub rows: SampleRows,
+}
+
+/// What is captured in a chunk.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// Whether the inputs are summed.
+    pub sums: bool,
+    /// The token positions whose rows are kept, ascending.
+    pub rows: Vec<usize>,
+}
+
+/// What makes two nodes one capture: same values, same routing, same number of matrices.
+type Key = (InputId, Option<InputId>, usize);
+
+/// Sums up the inputs of a model's weights.
+#[derive(Debug, Default)]
+pub struct Collector {
+    with_output: bool,
+    entries: Vec<Entry>,
+    by_weight: HashMap<String, usize>,
+    groups: Vec<Vec<String>>,
+    group_of: HashMap<String, usize>,
+    wanted: Wanted,
+    /// Tokens of the chunk that earlier graphs have seen.
+    before: usize,
+    graph: Graph,
+    offsets: Vec<Vec<usize>>,
+}
+
+/// What is known about the graph that is running.
+#[derive(Debug, Default)]
+struct Graph {
+    tokens: usize,
+    captures: HashMap<Key, usize>,
+    groups: HashMap<InputId, usize>,
+}
+
+impl Collector {
+    /// A collector of nothing yet; `with_output` includes the output head (of models that have one of their own).
+    pub fn new(with_output: bool) -> Self {
+        Self { with_output, ..Self::default() }
+    }
+
+    /// A collector that goes on from what another had.
+    pub fn restore(with_output: bool, entries: Vec<Entry>, groups: Vec<Vec<String>>) -> Self {
+        let weights =
+            entries.iter().enumerate().flat_map(|(i, entry)| entry.weights.iter().map(move |w| (w.clone(), i)));
+        let by_weight = weights.collect();
+        let members = groups.iter().enumerate().flat_map(|(i, group)| group.iter().map(move |w| (w.clone(), i)));
+        let group_of = members.collect();
+        Self { with_output, entries, by_weight, groups, group_of, ..Self::default() }
+    }
+
+    /// Says what to capture in the next chunk.
+    pub fn begin_chunk(&mut self, wanted: Wanted) {
+        self.wanted = wanted;
+        self.before = 0;
+        self.graph = Graph::default();
+    }
+
+    /// What has been captured so far, in graph order.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The groups of weights that share an input, in graph order.
+    pub fn groups(&self) -> &[Vec<String>] {
+        &self.groups
+    }
+
+    /// The sums by weight, and the groups.
+    pub fn finish(self) -> (BTreeMap<String, ChannelStats>, Vec<Vec<String>>) {
+        let mut by_name = BTreeMap::new();
+        for entry in self.entries {
+            let rows = (!entry.rows.is_empty()).then(|| Arc::new(entry.rows));
+            for weight in entry.weights {
+                by_name.insert(weight, ChannelStats { rows: rows.clone(), ..entry.stats.clone() });
+            }
+        }
+        (by_name, self.groups)
+    }
+
+    fn is_calibrated(&self, node: &Node<'_>) -> bool {
+        let named = node.weight.starts_with("blk.") || (self.with_output && node.weight == "output.weight");
+        named && node.columns > 0 && node.matrices > 0 && node.rows > 0
+    }
+
+    /// Records that the weight reads this input.
+    fn join_group(&mut self, node: &Node<'_>) {
+        if let Some(&known) = self.group_of.get(node.weight) {
+            self.graph.groups.insert(node.input, known);
+            return;
+        }
+        let group = *self.graph.groups.entry(node.input).or_insert(self.groups.len());
+        if group == self.groups.len() {
+            self.groups.push(Vec::new());
+        }
+        self.groups[group].push(node.weight.to_owned());
+        self.group_of.insert(node.weight.to_owned(), group);
+    }
+
+    /// Whether the node is to be captured: not if an earlier node of this graph has the same input.
+    fn join_capture(&mut self, node: &Node<'_>) -> bool {
+        let key = (node.input, node.routing, node.matrices);
+        match (self.by_weight.get(node.weight).copied(), self.graph.captures.get(&key).copied()) {
+            (None, Some(entry)) => {
+                self.by_weight.insert(node.weight.to_owned(), entry);
+                self.entries[entry].weights.push(node.weight.to_owned());
+                false
+            }
+            (Some(own), Some(entry)) if own == entry => false,
+            (own, _) => {
+                let entry = own.unwrap_or_else(|| self.add_entry(node));
+                self.graph.captures.entry(key).or_insert(entry);
+                true
+            }
+        }
+    }
+
+    fn add_entry(&mut self, node: &Node<'_>) -> usize {
+        let index = self.entries.len();
+        self.entries.push(Entry {
+            weights: vec![node.weight.to_owned()],
+            stats: ChannelStats::new(node.matrices, node.columns),
+            rows: SampleRows { columns: node.columns, ..SampleRows::default() },
+        });
+        self.by_weight.insert(node.weight.to_owned(), index);
+        index
+    }
+
+    /// The positions within this graph whose rows are wanted.
+    fn wanted_rows(&self) -> impl Iterator<Item = usize> {
+        let range = self.before..self.before + self.graph.tokens;
+        self.wanted.rows.iter().filter(move |row| range.contains(row)).map(|row| row - self.before)
+    }
+}
+
+impl Observer for Collector {
+    fn begin_graph(&mut self, tokens: usize) {
+        self.before += self.graph.tokens;
+        self.graph = Graph { tokens, ..Graph::default() };
+    }
+
+    fn wants(&mut self, node: &Node<'_>) -> bool {
+        if !self.is_calibrated(node) {
+            return false;
+        }
+        self.join_group(node);
+        self.join_capture(node) && (self.wanted.sums || self.wanted_rows().next().is_some())
+    }
+
+    fn observe(&mut self, node: &Node<'_>, input: &Capture<'_>) -> Result<()> {
+        let Some(&index) = self.by_weight.get(node.weight) else { return Ok(()) };
+        let stats = &self.entries[index].stats;
+        let shape = (stats.matrices, stats.columns);
+        if shape != (node.matrices, input.columns()) {
+            return Err(ModelError::CalibrationShape {
+                tensor: node.weight.to_owned(),
+                expected: shape,
+                got: (node.matrices, input.columns()),
+            }
+            .into());
+        }
+        if self.wanted.sums {
+            self.sum_up(index, node, input)?;
+        }
+        self.keep_rows(index, node, input);
+        Ok(())
+    }
+}
+
+impl Collector {
+    fn sum_up(&mut self, index: usize, node: &Node<'_>, input: &Capture<'_>) -> Result<()> {
+        self.offsets.iter_mut().for_each(Vec::clear);
+        self.offsets.resize_with(node.matrices.max(self.offsets.len()), Vec::new);
+        input.rows_by_matrix(node, &mut self.offsets);
+        let stats = &mut self.entries[index].stats;
+        for (matrix, offsets) in
+            self.offsets.iter().enumerate().take(node.matrices).filter(|(_, offsets)| !offsets.is_empty())
+        {
+            if let Some(channel) = accumulate(stats, matrix, input.data, offsets) {
+                return Err(ModelError::ActivationNotFinite { tensor: node.weight.to_owned(), channel }.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps one row for each wanted position: of the several that a token may have (experts, heads), another one each time.
+    fn keep_rows(&mut self, index: usize, node: &Node<'_>, input: &Capture<'_>) {
+        let positions: Vec<usize> = self.wanted_rows().collect();
+        let rows = &mut self.entries[index].rows;
+        for position in positions {
+            let turn = rows.len();
+            let (matrix, offset) = input.row_of_token(node, position, turn);
+            rows.push(matrix as u32, input.row(offset));
+        }
+    }
+}

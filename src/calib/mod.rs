@@ -1,0 +1,17 @@
+//! Calibration: a text goes through the model, and what enters each matrix multiplication is summed up per input channel.
+//! What the sums are good for (permutations, scales) is decided in `quant`.
+
+pub mod chunks;
+pub mod collector;
+pub mod corpus;
+mod file;
+mod moments;
+pub mod perms;
+pub mod resume;
+pub mod run;
+pub mod stats;
+
+pub use corpus::Corpus;
+pub use perms::PermFile;
+pub use run::{CalibrationOptions, calibrate};
+pub use stats::{ChannelStats, SampleRows, Statistics};

@@ -1,0 +1,171 @@
+//! The sums themselves: max |x|, Σx, Σ|x| and Σx² of each column over a set of rows, at memory speed.
+//! f32 within a block of rows, f64 beyond it; columns are independent, so any split among threads gives the same bits.
+
+use rayon::prelude::*;
+
+use super::stats::ChannelStats;
+
+/// Columns that are summed together: four sums of so many f32 fit the vector registers of AVX-512.
+const TILE: usize = 64;
+
+/// Rows summed in f32 before they join the f64 sums: the rounding of positive sums stays below 31 * 2⁻²⁴, about 2e-6.
+const BLOCK: usize = 32;
+
+/// Values (rows times columns) below which waking other threads does not pay.
+const PARALLEL: usize = 1 << 16;
+
+/// The sums of up to [`TILE`] columns from `first` on.
+struct Tile<'s> {
+    first: usize,
+    abs_max: &'s mut [f32],
+    sum: &'s mut [f64],
+    sum_abs: &'s mut [f64],
+    sum_sq: &'s mut [f64],
+}
+
+/// Adds the rows of `data` that start at `offsets` to the sums of `matrix`; returns the first column whose sums are not finite
+/// (an input is NaN or infinite, or beyond 1e19, where its square overflows).
+///
+/// # Panics
+/// If a row does not lie inside `data`.
+pub(super) fn accumulate(stats: &mut ChannelStats, matrix: usize, data: &[f32], offsets: &[usize]) -> Option<usize> {
+    let columns = stats.columns;
+    let range = matrix * columns..(matrix + 1) * columns;
+    stats.counts[matrix] += offsets.len() as u64;
+    let together = if columns * offsets.len() < PARALLEL { columns.div_ceil(TILE) } else { 2 };
+    stats.abs_max[range.clone()]
+        .par_chunks_mut(TILE)
+        .zip(stats.sum[range.clone()].par_chunks_mut(TILE))
+        .zip(stats.sum_abs[range.clone()].par_chunks_mut(TILE))
+        .zip(stats.sum_sq[range].par_chunks_mut(TILE))
+        .enumerate()
+        .with_min_len(together.max(1))
+        .filter_map(|(i, (((abs_max, sum), sum_abs), sum_sq))| {
+            let mut tile = Tile { first: i * TILE, abs_max, sum, sum_abs, sum_sq };
+            for block in offsets.chunks(BLOCK) {
+                tile.add(data, block);
+            }
+            tile.not_finite()
+        })
+        .min()
+}
+
+impl Tile<'_> {
+    fn add(&mut self, data: &[f32], block: &[usize]) {
+        let width = self.abs_max.len();
+        let mut sums = Sums::default();
+        for &offset in block {
+            let row = &data[offset + self.first..][..width];
+            // The constant length of a full tile is what lets the loop become straight vector code.
+            match row.first_chunk::<TILE>() {
+                Some(row) => sums.add(row),
+                None => sums.add(row),
+            }
+        }
+        for j in 0..width {
+            self.abs_max[j] = self.abs_max[j].max(sums.abs_max[j]);
+            self.sum[j] += f64::from(sums.sum[j]);
+            self.sum_abs[j] += f64::from(sums.sum_abs[j]);
+            self.sum_sq[j] += f64::from(sums.sum_sq[j]);
+        }
+    }
+
+    fn not_finite(&self) -> Option<usize> {
+        self.sum_sq.iter().position(|sum| !sum.is_finite()).map(|j| self.first + j)
+    }
+}
+
+/// f32 sums of a block of rows.
+struct Sums {
+    abs_max: [f32; TILE],
+    sum: [f32; TILE],
+    sum_abs: [f32; TILE],
+    sum_sq: [f32; TILE],
+}
+
+impl Default for Sums {
+    fn default() -> Self {
+        Self { abs_max: [0.0; TILE], sum: [0.0; TILE], sum_abs: [0.0; TILE], sum_sq: [0.0; TILE] }
+    }
+}
+
+impl Sums {
+    #[inline]
+    fn add(&mut self, row: &[f32]) {
+        for (j, &x) in row.iter().enumerate().take(TILE) {
+            let magnitude = x.abs();
+            self.abs_max[j] = if magnitude > self.abs_max[j] { magnitude } else { self.abs_max[j] };
+            self.sum[j] += x;
+            self.sum_abs[j] += magnitude;
+            self.sum_sq[j] += x * x;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Rounding of f32 sums over a block, relative to the sum of magnitudes.
+    const SUM_TOLERANCE: f64 = 2e-6;
+
+    /// The definition, in f64, one value after the other.
+    fn naive(stats: &mut ChannelStats, matrix: usize, data: &[f32], offsets: &[usize]) {
+        for &offset in offsets {
+            stats.counts[matrix] += 1;
+            for j in 0..stats.columns {
+                let (x, at) = (data[offset + j], matrix * stats.columns + j);
+                stats.abs_max[at] = stats.abs_max[at].max(x.abs());
+                stats.sum[at] += f64::from(x);
+                stats.sum_abs[at] += f64::from(x).abs();
+                stats.sum_sq[at] += f64::from(x).powi(2);
+            }
+        }
+    }
+
+    fn close(fast: &[f64], slow: &[f64], magnitude: &[f64]) -> bool {
+        fast.iter().zip(slow).zip(magnitude).all(|((a, b), m)| (a - b).abs() <= SUM_TOLERANCE * m)
+    }
+
+    proptest! {
+        #[test]
+        fn matches_naive(columns in 1usize..200, rows in 0usize..120, seed in any::<u32>()) {
+            let stride = columns + 3;
+            let value = |i: usize| ((i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed) >> 8) as f32 / 1e5 - 80.0;
+            let data: Vec<f32> = (0..stride * rows + columns).map(value).collect();
+            let offsets: Vec<usize> = (0..rows).map(|r| r * stride).collect();
+            let (mut fast, mut slow) = (ChannelStats::new(2, columns), ChannelStats::new(2, columns));
+            prop_assert_eq!(accumulate(&mut fast, 1, &data, &offsets), None);
+            naive(&mut slow, 1, &data, &offsets);
+            prop_assert_eq!(&fast.abs_max, &slow.abs_max);
+            prop_assert_eq!(&fast.counts, &slow.counts);
+            prop_assert!(close(&fast.sum, &slow.sum, &slow.sum_abs));
+            prop_assert!(close(&fast.sum_abs, &slow.sum_abs, &slow.sum_abs));
+            prop_assert!(close(&fast.sum_sq, &slow.sum_sq, &slow.sum_sq));
+        }
+    }
+
+    #[test]
+    fn the_number_of_threads_changes_no_bit() {
+        let (columns, rows) = (777, 300);
+        let data: Vec<f32> = (0..columns * rows).map(|i| (i as f32).sin() * 3.0).collect();
+        let offsets: Vec<usize> = (0..rows).map(|r| r * columns).collect();
+        let with = |threads| {
+            let mut stats = ChannelStats::new(1, columns);
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| accumulate(&mut stats, 0, &data, &offsets));
+            stats
+        };
+        assert_eq!(with(1), with(3));
+    }
+
+    #[test]
+    fn the_first_bad_column_is_named() {
+        let mut data = vec![1.0; 300];
+        data[217] = f32::NAN;
+        data[130] = f32::INFINITY;
+        assert_eq!(accumulate(&mut ChannelStats::new(1, 300), 0, &data, &[0]), Some(130));
+    }
+}
