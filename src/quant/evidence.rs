@@ -66,7 +66,9 @@ impl Weights<'_> {
             sums
         })?;
         let mut total = vec![0.0; columns];
-        parts.iter().for_each(|part| total.iter_mut().zip(part).for_each(|(sum, part)| *sum += part));
+        for part in &parts {
+            total.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+        }
         Ok(total)
     }
 

@@ -33,7 +33,10 @@ pub struct Objective {
 }
 
 impl Objective {
-    /// Begins an objective without data for `columns` channels, a multiple of 256.
+    /// Begins an objective without data for `columns` channels.
+    ///
+    /// # Panics
+    /// If `columns` is not a multiple of 256, or zero.
     pub fn new(columns: usize, codec: Codec, activations: Activations) -> Self {
         assert!(columns > 0 && columns.is_multiple_of(CHUNK));
         Self { columns, codec, activations, parts: Vec::new(), output_sq: 0.0 }

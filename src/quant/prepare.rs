@@ -166,7 +166,9 @@ fn choose_stream(
         Orders::Auto => {
             let measured = measure_stream(ground, wanted, studies, &members, &channels, progress)?;
             let best = measured.iter().min_by(|a, b| a.error.total_cmp(&b.error)).map(|best| best.candidate);
-            members.iter().for_each(|&at| studies[at].outcome.orders_tried.clone_from(&measured));
+            for &at in &members {
+                studies[at].outcome.orders_tried.clone_from(&measured);
+            }
             best.unwrap_or(Order::Zigzag)
         }
     };
@@ -257,7 +259,9 @@ fn fold(
         match (&study.order, settings.apply) {
             (Some(order), Apply::Fold) => folding.fold_order(group, order),
             (Some(order), Apply::Runtime) => {
-                study.outcome.tensors.iter().for_each(|name| folding.runtime_order(name, order.clone()))
+                for name in &study.outcome.tensors {
+                    folding.runtime_order(name, order.clone());
+                }
             }
             (None, _) => {}
         }

@@ -28,6 +28,13 @@ pub(super) struct Study {
     pub(super) outcome: GroupOutcome,
 }
 
+/// Weights that multiply the same sample rows.
+struct Part<'a> {
+    rows: &'a Arc<SampleRows>,
+    expert: Option<u32>,
+    weights: Vec<f32>,
+}
+
 /// Everything that the studies of all groups share.
 #[derive(Clone, Copy)]
 pub(super) struct Ground<'a> {
@@ -81,21 +88,22 @@ impl Ground<'_> {
         if !columns.is_multiple_of(CHUNK) {
             return Ok(None);
         }
-        let mut parts: Vec<(*const SampleRows, Option<u32>, Vec<f32>, Vec<f32>)> = Vec::new();
+        let mut parts: Vec<Part<'_>> = Vec::new();
         for name in tensors {
             let Some(tensor) = self.weights.source.tensor(name) else { continue };
             let Some(rows) = statistics.entries.get(name).and_then(|entry| entry.rows.as_ref()) else { continue };
             for expert in experts(tensor, rows) {
                 let weights = self.sampled_weights(tensor, expert.unwrap_or(0))?;
-                let at = parts.iter().position(|part| part.0 == Arc::as_ptr(rows) && part.1 == expert);
-                match at {
-                    Some(at) => parts[at].3.extend(weights),
-                    None => parts.push((Arc::as_ptr(rows), expert, sampled_rows(rows, expert), weights)),
+                match parts.iter_mut().find(|part| Arc::ptr_eq(part.rows, rows) && part.expert == expert) {
+                    Some(part) => part.weights.extend(weights),
+                    None => parts.push(Part { rows, expert, weights }),
                 }
             }
         }
         let mut objective = Objective::new(columns, self.settings.codec, self.settings.activations);
-        parts.into_iter().for_each(|(_, _, rows, weights)| objective.add(rows, weights));
+        for part in parts {
+            objective.add(sampled_rows(part.rows, part.expert), part.weights);
+        }
         Ok(Some(objective).filter(|objective| !objective.is_empty()))
     }
 

@@ -13,7 +13,7 @@ use super::name::{Kind, Role};
 use Role::{
     AttnK, AttnKNorm, AttnNorm, AttnOutput, AttnPostNorm, AttnQ, AttnQNorm, AttnQkv, AttnSinks, AttnV, FfnDown,
     FfnDownExps, FfnDownShexp, FfnGate, FfnGateExps, FfnGateShexp, FfnGateUpExps, FfnNorm, FfnPostNorm, FfnUp,
-    FfnUpExps, FfnUpShexp, Output, OutputNorm, Rope, Router, RouterBias, SharedRouter, TokenEmbd, Unknown,
+    FfnUpExps, FfnUpShexp, OutputNorm, Rope, Router, RouterBias, SharedRouter, Unknown,
 };
 
 /// What makes an activation.
