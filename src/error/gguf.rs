@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::Error;
+
 /// A breach of the GGUF format.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -300,6 +302,11 @@ pub enum GgufError {
 }
 
 impl GgufError {
+    /// Says which file is meant.
+    pub fn at(self, path: impl Into<PathBuf>) -> Error {
+        Error::Gguf { path: path.into(), defect: self }
+    }
+
     /// What the user can do about it, if there is something to say.
     pub fn hint(&self) -> Option<String> {
         use GgufError as E;

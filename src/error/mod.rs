@@ -2,6 +2,7 @@
 //!
 //! Messages are lower case and name the file first; the remedy is not part of the message but a [`Error::hint`], printed on a line of its own.
 
+mod convert;
 mod gguf;
 mod llama;
 mod model;
@@ -9,6 +10,7 @@ mod model;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use convert::ConvertError;
 pub use gguf::GgufError;
 pub use llama::LlamaError;
 pub use model::ModelError;
@@ -69,6 +71,9 @@ pub enum Error {
     /// A model, statistics or permutation file is sound in itself but not what the work needs.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// A model cannot be converted as asked, or a converted file is not what it should be.
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
     /// llama.cpp refused something.
     #[error(transparent)]
     Llama(#[from] LlamaError),
@@ -101,6 +106,7 @@ impl Error {
             },
             Error::Gguf { .. } => Class::Refused,
             Error::Model(error) => error.class(),
+            Error::Convert(error) => error.class(),
             Error::Llama(error) => error.class(),
             Error::Usage { .. } => Class::Usage,
             Error::Interrupted => Class::Interrupted,
@@ -121,6 +127,7 @@ impl Error {
             },
             Error::Gguf { defect, .. } => defect.hint(),
             Error::Model(error) => error.hint(),
+            Error::Convert(error) => error.hint(),
             Error::Llama(error) => error.hint(),
             Error::Usage { hint, .. } => hint.clone(),
             Error::Interrupted => None,

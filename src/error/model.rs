@@ -36,6 +36,12 @@ pub enum ModelError {
         /// The input.
         input: PathBuf,
     },
+    /// Another run holds the lock of an output.
+    #[error("{}: another run is writing this file", path.display())]
+    OutputBusy {
+        /// The file.
+        path: PathBuf,
+    },
     /// There is no text to calibrate with.
     #[error("{}: no text to calibrate with", sources.join(", "))]
     CalibrationEmpty {
@@ -147,6 +153,7 @@ impl ModelError {
             ModelError::NotFinite { .. } => Some("the source model is damaged: fetch or convert it again".into()),
             ModelError::OutputExists { .. } => Some("choose another name, or pass --force to replace it".into()),
             ModelError::OutputIsInput { .. } => Some("choose another output name".into()),
+            ModelError::OutputBusy { .. } => Some("wait until it is done, or choose another output name".into()),
             ModelError::CalibrationEmpty { .. } => Some("give a text of a few hundred kilobytes, like those that the model will see".into()),
             ModelError::TextTooShort { .. } => Some("give a longer text, or shorter chunks with --ctx".into()),
             ModelError::ActivationNotFinite { .. } => Some("the model computes no usable numbers on this text: check it with llama-perplexity".into()),

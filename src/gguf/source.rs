@@ -142,6 +142,13 @@ impl Source {
         self.shards.iter().map(|shard| shard.path.as_path())
     }
 
+    /// Gives the number of tensors in each file.
+    pub fn shard_sizes(&self) -> Vec<usize> {
+        let mut sizes = vec![0; self.shards.len()];
+        self.tensors.iter().for_each(|tensor| sizes[tensor.shard()] += 1);
+        sizes
+    }
+
     /// Gives the keys of the model, those about sharding (`split.*`) taken out.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata

@@ -145,9 +145,6 @@ impl Codec {
     /// If `columns` is not a multiple of 256, or `rows` or `tiles` are not of the length that belongs to it.
     pub fn encode_rows(&self, rows: &mut [f32], columns: usize, tiles: &mut [Tile]) -> Result<Loss, EncodeError> {
         check_lengths(rows.len(), columns, tiles.len());
-        if let Some(at) = rows.iter().position(|value| !value.is_finite()) {
-            return Err(EncodeError::NotFinite { row: at / columns, column: at % columns });
-        }
         dispatch(self.isa, Encode { encoder: self.encoder, rows, columns, tiles, rotated: false })
     }
 
@@ -160,9 +157,6 @@ impl Codec {
     /// As [`Codec::encode_rows`].
     pub fn encode_rotated(&self, rows: &mut [f32], columns: usize, tiles: &mut [Tile]) -> Result<Loss, EncodeError> {
         check_lengths(rows.len(), columns, tiles.len());
-        if let Some(at) = rows.iter().position(|value| !value.is_finite()) {
-            return Err(EncodeError::NotFinite { row: at / columns, column: at % columns });
-        }
         dispatch(self.isa, Encode { encoder: self.encoder, rows, columns, tiles, rotated: true })
     }
 
@@ -219,6 +213,10 @@ impl Kernel for Encode<'_> {
 
     #[inline(always)]
     fn run<V: Lanes>(self) -> Result<Loss, EncodeError> {
+        if !largest_magnitude(self.rows).is_finite() {
+            let at = self.rows.iter().position(|value| !value.is_finite()).unwrap_or(0);
+            return Err(EncodeError::NotFinite { row: at / self.columns, column: at % self.columns });
+        }
         let mut loss = Loss::default();
         for (chunk, tile) in self.tiles.iter_mut().enumerate() {
             let rows = &mut self.rows[chunk * CHUNK..];
@@ -228,23 +226,30 @@ impl Kernel for Encode<'_> {
                 values.scatter::<V>(rows, self.columns);
             }
             check_range(rows, self.columns, chunk * CHUNK)?;
-            let error_sq = match self.encoder {
-                Encoder::Parity => encode_parity::<V>(&values, tile),
-                Encoder::Default => encode_default::<V>(&values, tile),
+            let draft = match self.encoder {
+                Encoder::Parity => parity::draft::<V>(&values),
+                Encoder::Default => encode_default::<V>(&values),
             };
+            *tile = draft.tile;
             let sum = |parts: [f32; TILE_ROWS]| parts.iter().map(|&part| f64::from(part)).sum::<f64>();
-            loss += Loss { error_sq: sum(error_sq), weight_sq: sum(sum_of_squares::<V>(&values)) };
+            loss += Loss { error_sq: sum(draft.error_sq), weight_sq: sum(sum_of_squares::<V>(&values)) };
         }
         Ok(loss)
     }
+}
+
+/// The largest magnitude, or NaN if there is one: compared as bits, NaN is above infinity and that above all numbers.
+#[inline(always)]
+fn largest_magnitude(values: &[f32]) -> f32 {
+    f32::from_bits(values.iter().fold(0, |max, value| max.max(value.abs().to_bits())))
 }
 
 /// Refuses a tile whose scale could not be stored. `column` is the first of the tile, for the message.
 #[inline(always)]
 fn check_range(rows: &[f32], stride: usize, column: usize) -> Result<(), EncodeError> {
     for row in 0..TILE_ROWS {
-        let magnitude = rows[row * stride..][..CHUNK].iter().fold(0.0, |max: f32, value| max.max(value.abs()));
-        if magnitude > MAX_MAGNITUDE {
+        let magnitude = largest_magnitude(&rows[row * stride..][..CHUNK]);
+        if !(magnitude <= MAX_MAGNITUDE) {
             return Err(EncodeError::Overflow { row, column, magnitude });
         }
     }
@@ -252,17 +257,14 @@ fn check_range(rows: &[f32], stride: usize, column: usize) -> Result<(), EncodeE
 }
 
 #[inline(always)]
-fn encode_parity<V: Lanes>(values: &Turned, tile: &mut Tile) -> [f32; TILE_ROWS] {
-    let draft = parity::draft::<V>(values);
-    draft.write::<V>(tile, |_| true);
-    draft.error_sq
-}
-
-#[inline(always)]
-fn encode_default<V: Lanes>(values: &Turned, tile: &mut Tile) -> [f32; TILE_ROWS] {
-    let (parity, searched): (Draft, Draft) = (parity::draft::<V>(values), default::draft::<V>(values));
-    let better = |row: usize| searched.error_sq[row] <= parity.error_sq[row] * CLEARLY_BETTER;
-    searched.write::<V>(tile, better);
-    parity.write::<V>(tile, |row| !better(row));
-    std::array::from_fn(|row| if better(row) { searched.error_sq[row] } else { parity.error_sq[row] })
+fn encode_default<V: Lanes>(values: &Turned) -> Draft {
+    let mut best = default::draft::<V>(values);
+    let parity = parity::draft::<V>(values);
+    for row in 0..TILE_ROWS {
+        let clearly_better = best.error_sq[row] <= parity.error_sq[row] * CLEARLY_BETTER;
+        if !clearly_better {
+            best.take_row(&parity, row);
+        }
+    }
+    best
 }

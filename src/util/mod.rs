@@ -1,4 +1,7 @@
-//! Small helpers without knowledge of models: progress reporting, units, hashes, named random streams, interruption.
+//! Small helpers without knowledge of models: safe outputs, progress reporting, units, hashes, interruption.
 
+pub mod atomic_file;
 pub mod hash;
+pub mod interrupt;
 pub mod progress;
+pub mod units;

@@ -44,6 +44,23 @@ pub(super) trait Lanes: Copy {
     fn swap_halves(self) -> Self;
     /// Turns the two halves of sixteen lanes into their sum and their difference; does nothing to eight.
     fn butterfly_halves(self) -> Self;
+    /// Reads eight values of `low`, and for sixteen lanes as many of `high`. Panics if there are fewer.
+    fn load_halves(low: &[f32], high: &[f32]) -> Self;
+    /// Writes eight lanes to `low`, and if there are sixteen the others to `high`. Panics if there is room for fewer.
+    fn store_halves(self, low: &mut [f32], high: &mut [f32]);
+
+    /// Transposes eight lanes of eight vectors, each half by itself: afterwards lane `i` of vector `j` is what lane `j` of vector `i` was.
+    #[inline(always)]
+    fn transpose(vectors: [Self; 8]) -> [Self; 8] {
+        let mut lanes = [[0.0; 16]; 8];
+        for (lanes, vector) in lanes.iter_mut().zip(vectors) {
+            vector.store(lanes);
+        }
+        std::array::from_fn(|j| {
+            let column: [f32; 16] = std::array::from_fn(|lane| lanes[lane % 8][j + lane / 8 * 8]);
+            Self::load(&column)
+        })
+    }
 }
 
 /// Something to do with whichever vectors are at hand.

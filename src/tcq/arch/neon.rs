@@ -2,6 +2,7 @@
 //!
 //! Smaller and larger are compare-and-select, because `fmin` treats signed zeros and NaN in a way of its own.
 
+#[allow(clippy::wildcard_imports, reason = "a page of intrinsics; clippy minds only outside of tests")]
 use std::arch::aarch64::*;
 
 use super::{Kernel, Lanes};
@@ -96,5 +97,15 @@ impl Lanes for Neon {
     #[inline(always)]
     fn butterfly_halves(self) -> Self {
         self
+    }
+
+    #[inline(always)]
+    fn load_halves(low: &[f32], _high: &[f32]) -> Self {
+        Self::load(low)
+    }
+
+    #[inline(always)]
+    fn store_halves(self, low: &mut [f32], _high: &mut [f32]) {
+        self.store(low);
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! `vminps` and `vmaxps` return their second operand when neither is smaller, as [`Lanes::min`] and [`Lanes::max`] ask for.
 
+#[allow(clippy::wildcard_imports, reason = "a page of intrinsics; clippy minds only outside of tests")]
 use std::arch::x86_64::*;
 
 use super::{Kernel, Lanes};
@@ -78,6 +79,38 @@ impl Lanes for Avx2 {
     fn butterfly_halves(self) -> Self {
         self
     }
+
+    #[inline(always)]
+    fn load_halves(low: &[f32], _high: &[f32]) -> Self {
+        Self::load(low)
+    }
+
+    #[inline(always)]
+    fn store_halves(self, low: &mut [f32], _high: &mut [f32]) {
+        self.store(low);
+    }
+
+    #[inline(always)]
+    fn transpose(v: [Self; 8]) -> [Self; 8] {
+        // SAFETY: `dispatch` found AVX2.
+        unsafe {
+            // Pairs of rows, then quadruples of rows, then the 128-bit halves.
+            let pair = |a: usize| (_mm256_unpacklo_ps(v[a].0, v[a + 1].0), _mm256_unpackhi_ps(v[a].0, v[a + 1].0));
+            let quad = |a: usize| {
+                let ((low, high), (next_low, next_high)) = (pair(a), pair(a + 2));
+                [
+                    _mm256_shuffle_ps::<0b01_00_01_00>(low, next_low),
+                    _mm256_shuffle_ps::<0b11_10_11_10>(low, next_low),
+                    _mm256_shuffle_ps::<0b01_00_01_00>(high, next_high),
+                    _mm256_shuffle_ps::<0b11_10_11_10>(high, next_high),
+                ]
+            };
+            let (top, bottom) = (quad(0), quad(4));
+            let left = |j: usize| Self(_mm256_permute2f128_ps::<0x20>(top[j], bottom[j]));
+            let right = |j: usize| Self(_mm256_permute2f128_ps::<0x31>(top[j], bottom[j]));
+            [left(0), left(1), left(2), left(3), right(0), right(1), right(2), right(3)]
+        }
+    }
 }
 
 /// Sixteen lanes in a 512-bit register.
@@ -128,5 +161,53 @@ impl Lanes for Avx512 {
         let swapped = self.swap_halves();
         // SAFETY: `dispatch` found AVX-512F.
         Self(unsafe { _mm512_mask_sub_ps(_mm512_add_ps(self.0, swapped.0), HIGH_HALF, swapped.0, self.0) })
+    }
+
+    #[inline(always)]
+    fn load_halves(low: &[f32], high: &[f32]) -> Self {
+        let (low, high) = (&low[..8], &high[..8]);
+        // SAFETY: `dispatch` found AVX-512F; the slices hold eight values each, and the loads need no alignment.
+        unsafe {
+            let (low, high) = (_mm256_loadu_ps(low.as_ptr()), _mm256_loadu_ps(high.as_ptr()));
+            let both = _mm512_insertf64x4::<1>(_mm512_castps_pd(_mm512_castps256_ps512(low)), _mm256_castps_pd(high));
+            Self(_mm512_castpd_ps(both))
+        }
+    }
+
+    #[inline(always)]
+    fn store_halves(self, low: &mut [f32], high: &mut [f32]) {
+        let (low, high) = (&mut low[..8], &mut high[..8]);
+        // SAFETY: `dispatch` found AVX-512F; the slices have room for eight values each, and the stores need no alignment.
+        unsafe {
+            _mm256_storeu_ps(low.as_mut_ptr(), _mm512_castps512_ps256(self.0));
+            _mm256_storeu_ps(
+                high.as_mut_ptr(),
+                _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0))),
+            );
+        }
+    }
+
+    #[inline(always)]
+    fn transpose(v: [Self; 8]) -> [Self; 8] {
+        // SAFETY: `dispatch` found AVX-512F.
+        unsafe {
+            // As with AVX2, in both halves at once; the last step picks 128-bit quarters, counted from 0 in the first operand, 4 in the second.
+            let pair = |a: usize| (_mm512_unpacklo_ps(v[a].0, v[a + 1].0), _mm512_unpackhi_ps(v[a].0, v[a + 1].0));
+            let quad = |a: usize| {
+                let ((low, high), (next_low, next_high)) = (pair(a), pair(a + 2));
+                [
+                    _mm512_shuffle_ps::<0b01_00_01_00>(low, next_low),
+                    _mm512_shuffle_ps::<0b11_10_11_10>(low, next_low),
+                    _mm512_shuffle_ps::<0b01_00_01_00>(high, next_high),
+                    _mm512_shuffle_ps::<0b11_10_11_10>(high, next_high),
+                ]
+            };
+            let (top, bottom) = (quad(0), quad(4));
+            let even = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
+            let odd = _mm512_setr_epi32(4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+            let left = |j: usize| Self(_mm512_permutex2var_ps(top[j], even, bottom[j]));
+            let right = |j: usize| Self(_mm512_permutex2var_ps(top[j], odd, bottom[j]));
+            [left(0), left(1), left(2), left(3), right(0), right(1), right(2), right(3)]
+        }
     }
 }

@@ -6,7 +6,7 @@ use half::f16;
 
 use super::super::arch::Lanes;
 use super::super::block::{CODE_SCALE, GROUP, GROUPS};
-use super::draft::{Draft, Stored, by_row, loss, place_codes, store_codes, to_halves};
+use super::draft::{Draft, Stored, by_row, codes, loss, pack_codes, place_codes, to_halves};
 use super::round_even;
 use super::search::{Grid, search};
 use super::turned::{Turned, row_max, row_sum, vectors};
@@ -22,16 +22,16 @@ pub(in crate::tcq) fn draft<V: Lanes>(values: &Turned) -> Draft {
     let mut draft = Draft::zeroed();
     let (scale, stored_scale) = to_halves(row_max(&grids.map(|grid| grid.step.abs())), round_half);
     let (zero, stored_zero) = to_halves(row_max(&grids.map(|grid| grid.offset.abs())), round_half);
-    (draft.scale, draft.zero) = (scale, zero);
+    (draft.tile.scale, draft.tile.zero) = (scale, zero);
     let (scale, zero) = (Stored::new(stored_scale), Stored::new(stored_zero));
     let mut errors = [V::splat(0.0); GROUPS];
     for vector in 0..vectors::<V>() {
         let values = values.load_group(vector);
         let settled = settle(&values, grids[vector], scale, zero);
-        place_codes(&mut draft.scale_code, vector, settled.scale_code);
-        place_codes(&mut draft.zero_code, vector, settled.zero_code);
+        place_codes(&mut draft.tile.scale_code, vector, settled.scale_code);
+        place_codes(&mut draft.tile.zero_code, vector, settled.zero_code);
         let (step, offset) = (scale.coded(settled.scale_code), zero.coded(settled.zero_code));
-        store_codes(&mut draft.codes, vector, &values, step, offset);
+        pack_codes(&mut draft.tile, vector, &codes(&values, step, offset));
         errors[vector] = settled.error_sq;
     }
     draft.error_sq = by_row(row_sum(&errors));

@@ -2,25 +2,18 @@
 //!
 //! Several drafts of a tile may be made; each row is then written from the best.
 
+use bytemuck::Zeroable;
 use half::f16;
 
 use super::super::arch::Lanes;
 use super::super::block::{CODE_SCALE, GROUP, GROUPS, TILE_ROWS, Tile, codes_at};
 use super::turned::{Turned, group_of, vectors};
-use super::{ROUNDER, invert, round_code};
+use super::{invert, round_code};
 
 /// What a tile will hold.
 pub(in crate::tcq) struct Draft {
-    /// The code of each element plus [`ROUNDER`], whose low bits are the nibble.
-    pub(super) codes: Turned,
-    /// S of each row.
-    pub(super) scale: [f16; TILE_ROWS],
-    /// Z of each row.
-    pub(super) zero: [f16; TILE_ROWS],
-    /// sc.
-    pub(super) scale_code: [[i8; GROUPS]; TILE_ROWS],
-    /// zc.
-    pub(super) zero_code: [[i8; GROUPS]; TILE_ROWS],
+    /// The tile.
+    pub(in crate::tcq) tile: Tile,
     /// The squared error of each row, from the values as they will be decoded.
     pub(in crate::tcq) error_sq: [f32; TILE_ROWS],
 }
@@ -50,35 +43,49 @@ impl<V: Lanes> Stored<V> {
 impl Draft {
     #[inline(always)]
     pub(super) fn zeroed() -> Self {
-        Self {
-            codes: Turned::zeroed(),
-            scale: [f16::ZERO; TILE_ROWS],
-            zero: [f16::ZERO; TILE_ROWS],
-            scale_code: [[0; GROUPS]; TILE_ROWS],
-            zero_code: [[0; GROUPS]; TILE_ROWS],
-            error_sq: [0.0; TILE_ROWS],
-        }
+        Self { tile: Tile::zeroed(), error_sq: [0.0; TILE_ROWS] }
     }
 
-    /// Writes the rows that `wanted` picks into a tile.
+    /// Takes a row from another draft.
     #[inline(always)]
-    pub(in crate::tcq) fn write<V: Lanes>(&self, tile: &mut Tile, wanted: impl Fn(usize) -> bool) {
-        for row in (0..TILE_ROWS).filter(|&row| wanted(row)) {
-            tile.scale[row] = self.scale[row];
-            tile.zero[row] = self.zero[row];
-            tile.scale_code[row] = self.scale_code[row];
-            tile.zero_code[row] = self.zero_code[row];
-            for group in 0..GROUPS {
-                let bytes = &mut tile.codes[codes_at(row, group)..][..GROUP / 2];
-                let mut nibbles = self.codes.group::<V>(row, group).map(|code| code.to_bits() as u8 & 15);
-                for byte in bytes {
-                    let low = nibbles.next().unwrap_or(0);
-                    *byte = low | nibbles.next().unwrap_or(0) << 4;
-                }
+    pub(in crate::tcq) fn take_row(&mut self, from: &Draft, row: usize) {
+        let (to, from_tile) = (&mut self.tile, &from.tile);
+        to.scale[row] = from_tile.scale[row];
+        to.zero[row] = from_tile.zero[row];
+        to.scale_code[row] = from_tile.scale_code[row];
+        to.zero_code[row] = from_tile.zero_code[row];
+        for at in (0..GROUPS).map(|group| codes_at(row, group)) {
+            to.codes[at..at + GROUP / 2].copy_from_slice(&from_tile.codes[at..at + GROUP / 2]);
+        }
+        self.error_sq[row] = from.error_sq[row];
+    }
+}
+
+/// Packs the codes of the groups of a vector, -8..=7 each, into the tile.
+///
+/// Four codes make 16 bits of the tile. They are put together as a number below 2^16, each code as 8 more than it is so that none borrows
+/// from the next; flipping the top bit of every nibble then gives two's complement.
+#[inline(always)]
+pub(super) fn pack_codes<V: Lanes>(tile: &mut Tile, vector: usize, codes: &[V; GROUP]) {
+    let words: [V; TILE_ROWS] = std::array::from_fn(|word| {
+        let pair = |k: usize| codes[k].add(codes[k + 1].mul(V::splat(16.0)));
+        let four = pair(4 * word).add(pair(4 * word + 2).mul(V::splat(256.0)));
+        four.add(V::splat(WORD_BITS))
+    });
+    for (row, words) in V::transpose(words).into_iter().enumerate() {
+        let words = lanes(words);
+        for half in 0..V::WIDTH / TILE_ROWS {
+            let group = group_of::<V>(vector, half * TILE_ROWS);
+            let bytes = tile.codes[codes_at(row, group)..][..GROUP / 2].as_chunks_mut::<2>().0;
+            for (bytes, word) in bytes.iter_mut().zip(&words[half * TILE_ROWS..]) {
+                *bytes = (word.to_bits() as u16 ^ 0x8888).to_le_bytes();
             }
         }
     }
 }
+
+/// Raises four nibbles by 8 each, and brings the last bit of the mantissa to the ones.
+const WORD_BITS: f32 = 0x8888 as f32 + 8_388_608.0;
 
 /// Puts the codes of one group per lane where they belong.
 #[inline(always)]
@@ -138,11 +145,9 @@ pub(super) fn loss<V: Lanes>(values: &[V; GROUP], step: V, offset: V) -> V {
     error_sq[0].add(error_sq[1])
 }
 
-/// Codes a group with a step and an offset, for good.
+/// Codes a group with a step and an offset.
 #[inline(always)]
-pub(super) fn store_codes<V: Lanes>(codes: &mut Turned, vector: usize, values: &[V; GROUP], step: V, offset: V) {
+pub(super) fn codes<V: Lanes>(values: &[V; GROUP], step: V, offset: V) -> [V; GROUP] {
     let inverse = invert(step);
-    for (k, value) in values.iter().enumerate() {
-        codes.store(vector, k, round_code(value.sub(offset).mul(inverse)).add(V::splat(ROUNDER)));
-    }
+    std::array::from_fn(|k| round_code(values[k].sub(offset).mul(inverse)))
 }

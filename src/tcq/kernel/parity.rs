@@ -5,10 +5,10 @@
 use half::f16;
 
 use super::super::arch::Lanes;
-use super::super::block::{CODE_SCALE, GROUP, GROUPS};
-use super::draft::{Draft, by_row, place_codes, to_halves};
+use super::super::block::{CODE_SCALE, GROUP, GROUPS, Tile};
+use super::draft::{Draft, by_row, pack_codes, place_codes, to_halves};
+use super::round_away;
 use super::turned::{Turned, row_max, row_sum, vectors};
-use super::{ROUNDER, round_away};
 
 /// Scales below this count as those of an empty group.
 pub(in crate::tcq) const EMPTY_SCALE: f32 = 1e-10;
@@ -23,14 +23,14 @@ pub(in crate::tcq) fn draft<V: Lanes>(values: &Turned) -> Draft {
     }
     let largest = row_max(&scales);
     let (halves, stored) = to_halves(largest, f16::from_f32);
-    draft.scale = halves;
+    draft.tile.scale = halves;
     let mut errors = [V::splat(0.0); GROUPS];
     for vector in 0..vectors::<V>() {
         let scale = scales[vector];
         let code = round_away(scale.div(largest).mul(V::splat(CODE_SCALE))).min(V::splat(CODE_SCALE));
-        place_codes(&mut draft.scale_code, vector, code);
+        place_codes(&mut draft.tile.scale_code, vector, code);
         let step = stored.mul(code).div(V::splat(CODE_SCALE));
-        errors[vector] = code_group(&mut draft.codes, vector, values, scale, step);
+        errors[vector] = code_group(&mut draft.tile, vector, values, scale, step);
     }
     draft.error_sq = by_row(row_sum(&errors));
     draft
@@ -49,15 +49,16 @@ fn group_scale<V: Lanes>(values: &[V; GROUP]) -> V {
 
 /// Codes a group with its own scale and measures the error that decoding with `step` leaves.
 #[inline(always)]
-fn code_group<V: Lanes>(codes: &mut Turned, vector: usize, values: &Turned, scale: V, step: V) -> V {
+fn code_group<V: Lanes>(tile: &mut Tile, vector: usize, values: &Turned, scale: V, step: V) -> V {
     let inverse = V::splat(1.0).div(scale);
     let mut error_sq = V::splat(0.0);
-    for k in 0..GROUP {
+    let codes = std::array::from_fn(|k| {
         let value: V = values.load(vector, k);
         let code = round_away(value.mul(inverse)).max(V::splat(-8.0)).min(V::splat(7.0));
-        codes.store(vector, k, code.add(V::splat(ROUNDER)));
         let error = value.sub(step.mul(code));
         error_sq = error_sq.add(error.mul(error));
-    }
+        code
+    });
+    pack_codes(tile, vector, &codes);
     error_sq
 }

@@ -26,22 +26,16 @@ pub(super) const fn group_of<V: Lanes>(vector: usize, lane: usize) -> usize {
     vector + lane / TILE_ROWS * vectors::<V>()
 }
 
+/// The column of element `k` of the group in a half of a vector.
+#[inline(always)]
+const fn column<V: Lanes>(vector: usize, half: usize, k: usize) -> usize {
+    group_of::<V>(vector, half * TILE_ROWS) % GROUPS * GROUP + k
+}
+
 impl Turned {
     #[inline(always)]
     pub(super) fn zeroed() -> Self {
         Self([0.0; VALUES])
-    }
-
-    /// Where the first element of a group of a row is; the next are `V::WIDTH` apart.
-    #[inline(always)]
-    pub(super) fn start<V: Lanes>(row: usize, group: usize) -> usize {
-        group % vectors::<V>() * GROUP * V::WIDTH + group / vectors::<V>() * TILE_ROWS + row
-    }
-
-    /// The elements of a group of a row, in order.
-    #[inline(always)]
-    pub(super) fn group<V: Lanes>(&self, row: usize, group: usize) -> impl Iterator<Item = f32> {
-        self.0[Self::start::<V>(row, group)..].iter().step_by(V::WIDTH).take(GROUP).copied()
     }
 
     /// Reads element `k` of the groups of a vector.
@@ -66,12 +60,14 @@ impl Turned {
     #[inline(always)]
     pub(in crate::tcq) fn gather<V: Lanes>(rows: &[f32], stride: usize) -> Self {
         let mut turned = Self::zeroed();
-        for row in 0..TILE_ROWS {
-            let (groups, _) = rows[row * stride..][..CHUNK].as_chunks::<GROUP>();
-            for (group, values) in groups.iter().enumerate() {
-                let to = turned.0[Self::start::<V>(row, group)..].iter_mut().step_by(V::WIDTH);
-                for (to, from) in to.zip(values) {
-                    *to = *from;
+        for vector in 0..vectors::<V>() {
+            for k in (0..GROUP).step_by(TILE_ROWS) {
+                let along: [V; TILE_ROWS] = std::array::from_fn(|row| {
+                    let row = &rows[row * stride..][..CHUNK];
+                    V::load_halves(&row[column::<V>(vector, 0, k)..], &row[column::<V>(vector, 1, k)..])
+                });
+                for (i, values) in V::transpose(along).into_iter().enumerate() {
+                    turned.store(vector, k + i, values);
                 }
             }
         }
@@ -81,11 +77,17 @@ impl Turned {
     /// Writes eight rows of 256 values that are `stride` apart.
     #[inline(always)]
     pub(in crate::tcq) fn scatter<V: Lanes>(&self, rows: &mut [f32], stride: usize) {
-        for row in 0..TILE_ROWS {
-            let (groups, _) = rows[row * stride..][..CHUNK].as_chunks_mut::<GROUP>();
-            for (group, values) in groups.iter_mut().enumerate() {
-                for (to, from) in values.iter_mut().zip(self.group::<V>(row, group)) {
-                    *to = from;
+        for vector in 0..vectors::<V>() {
+            for k in (0..GROUP).step_by(TILE_ROWS) {
+                let across: [V; TILE_ROWS] = std::array::from_fn(|i| self.load(vector, k + i));
+                for (row, values) in V::transpose(across).into_iter().enumerate() {
+                    let (low, high) = rows[row * stride..][..CHUNK].split_at_mut(CHUNK / 2);
+                    let low_at = column::<V>(vector, 0, k);
+                    if V::WIDTH == TILE_ROWS && low_at >= CHUNK / 2 {
+                        values.store(&mut high[low_at - CHUNK / 2..]);
+                    } else {
+                        values.store_halves(&mut low[low_at..], &mut high[column::<V>(vector, 1, k) % (CHUNK / 2)..]);
+                    }
                 }
             }
         }
