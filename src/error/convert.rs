@@ -111,7 +111,9 @@ impl ConvertError {
     /// What the user can do about it, if there is something to say.
     pub fn hint(&self) -> Option<String> {
         let text = match self {
-            ConvertError::AlreadyQuantized { .. } => "start from the F16, BF16 or F32 model, or pass --allow-requantize",
+            ConvertError::AlreadyQuantized { .. } => {
+                "start from the F16, BF16 or F32 model, or pass --allow-requantize"
+            }
             ConvertError::TooLarge { .. } => "keep this tensor in another type: --tensor-type 'NAME=f16'",
             ConvertError::OutOfRange { .. } => "choose a type of larger range: --type bf16 or --type f32",
             ConvertError::Permutation { .. } | ConvertError::Damaged { .. } => {
@@ -119,7 +121,9 @@ impl ConvertError {
             }
             ConvertError::AnotherModel { .. } => "the two files do not hold the same model",
             ConvertError::NoTcq4 { .. } => "it can be used as it is",
-            ConvertError::Substitution { .. } => "leave --strict out to accept this, or choose with --tensor-type; --dry-run shows the plan",
+            ConvertError::Substitution { .. } => {
+                "leave --strict out to accept this, or choose with --tensor-type; --dry-run shows the plan"
+            }
         };
         Some(text.into())
     }

@@ -119,7 +119,9 @@ impl Source {
         let mut tensors = Vec::new();
         for (index, part) in parts.iter_mut().enumerate() {
             let mut own = std::mem::take(&mut part.header.tensors);
-            own.iter_mut().for_each(|tensor| tensor.shard = index as u32);
+            for tensor in &mut own {
+                tensor.shard = index as u32;
+            }
             if tensors.is_empty() { tensors = own } else { tensors.append(&mut own) }
         }
         let refuse = |defect| Error::Gguf { path: path.to_path_buf(), defect };
@@ -219,7 +221,7 @@ impl Source {
     pub fn read_rows(&self, tensor: &TensorInfo, first: u64, out: &mut [f32]) -> Result<()> {
         let columns = tensor.columns();
         let count = out.len() as u64 / columns;
-        assert!(out.len() as u64 % columns == 0 && first + count <= tensor.rows(), "{first} + {count} rows");
+        assert!((out.len() as u64).is_multiple_of(columns) && first + count <= tensor.rows(), "{first} + {count} rows");
         let width = match tensor.ty {
             GgmlType::F32 => 4,
             GgmlType::F16 | GgmlType::BF16 => 2,

@@ -106,7 +106,7 @@ impl GgmlType {
 impl TypeLayout {
     /// Gives the bytes of a row of `columns` values; `None` for a ragged row and on overflow.
     pub fn row_bytes(self, columns: u64) -> Option<u64> {
-        if columns % self.block != 0 {
+        if !columns.is_multiple_of(self.block) {
             return None;
         }
         (columns / self.block).checked_mul(self.bytes)

@@ -220,7 +220,7 @@ impl<'a> Value<'a> {
     }
 }
 
-impl<'a> Array<'a> {
+impl Array<'_> {
     /// Encodes `values`, which all have the type `elem`.
     fn collect<'b>(elem: ValueType, values: impl ExactSizeIterator<Item = Value<'b>>) -> Array<'static> {
         let len = values.len() as u64;

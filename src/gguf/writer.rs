@@ -102,7 +102,9 @@ impl Writer {
             let path = file.path().to_path_buf();
             if let Err(error) = file.publish() {
                 // The first shard is not there yet, so these are of no use to anybody.
-                published.iter().for_each(|path| drop(std::fs::remove_file(path)));
+                for path in published {
+                    let _ = std::fs::remove_file(path);
+                }
                 return Err(error);
             }
             published.push(path);

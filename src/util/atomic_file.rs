@@ -184,12 +184,11 @@ fn open_locked(path: &Path, temp: &Path) -> Result<File> {
 /// Reserves space, or only sets the length where the file system cannot reserve.
 fn allocate(file: &File, bytes: u64) -> io::Result<()> {
     #[cfg(target_os = "linux")]
-    while bytes > 0 {
-        match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
-            Ok(()) => return Ok(()),
-            Err(Errno::INTR) => {}
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => break,
-            Err(error) => return Err(error.into()),
+    if bytes > 0 {
+        let reserve = || rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, bytes);
+        match rustix::io::retry_on_intr(reserve) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+            other => return other.map_err(io::Error::from),
         }
     }
     file.set_len(bytes)

@@ -64,13 +64,15 @@ fn a_tied_embedding_is_no_group() {
 fn an_unknown_architecture_is_grouped_by_name_only() {
     let groups = found(&LLAMA, &arch("novel"));
     assert_eq!(groups.len(), 5);
-    assert!(groups.iter().all(|group| !group.in_stream && matches!(&group.producer, Producer::Unknown { reason } if reason.contains("`novel`"))));
+    assert!(groups.iter().all(|group| !group.in_stream
+        && matches!(&group.producer, Producer::Unknown { reason } if reason.contains("`novel`"))));
 }
 
 #[test]
 fn shapes_that_do_not_fit_are_reasons_not_panics() {
     let with = |name: &str, dims: &'static [u64]| {
-        let tensors: Vec<(&str, &[u64])> = LLAMA.iter().map(|&(n, d)| if n == name { (n, dims) } else { (n, d) }).collect();
+        let tensors: Vec<(&str, &[u64])> =
+            LLAMA.iter().map(|&(n, d)| if n == name { (n, dims) } else { (n, d) }).collect();
         found(&tensors, &arch("llama"))
     };
     assert!(reason(&with("blk.0.attn_v.weight", &[256, 96]), "blk.0.attn_out").unwrap().contains("value rows"));

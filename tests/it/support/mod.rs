@@ -1,0 +1,56 @@
+//! What the tests share: temporary folders, tiny models, raw GGUF bytes, measured allocation.
+
+pub mod alloc;
+pub mod raw;
+pub mod tiny_model;
+
+use std::path::{Path, PathBuf};
+
+use tcq4::Error;
+
+/// A temporary folder.
+pub struct Dir(tempfile::TempDir);
+
+impl Dir {
+    /// Makes a folder that is removed at the end of the test.
+    pub fn new() -> Dir {
+        Dir(tempfile::tempdir().expect("a temporary folder"))
+    }
+
+    /// Gives the folder.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Gives the path of a file in it.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Writes a file in it.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.file(name);
+        std::fs::write(&path, bytes).expect("a temporary file");
+        path
+    }
+
+    /// Lists the names in it, sorted, hidden ones too.
+    pub fn names(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.path()).expect("a readable folder");
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    /// Gives the message of an error with this folder's path taken out.
+    pub fn message(&self, error: &Error) -> String {
+        error.to_string().replace(&format!("{}/", self.path().display()), "")
+    }
+}
+
+/// Says why a test did not run; a skipped test is never silent.
+pub fn skip(reason: &str) {
+    let name = std::thread::current().name().unwrap_or("a test").to_owned();
+    eprintln!("skipped {name}: {reason}");
+}
