@@ -23,5 +23,7 @@ pub mod quant;
 pub mod convert;
 pub mod eval;
 pub mod inspect;
+// floor 8
+pub mod cli;
 
 pub use error::{Class, Error, Result};

@@ -1,5 +1,5 @@
 //! The `tcq4` command.
 
 fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+    tcq4::cli::main()
 }

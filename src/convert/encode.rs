@@ -119,7 +119,6 @@ impl RowRun<'_> {
                 let tensor = self.tensor.name.clone();
                 ConvertError::TooLarge { path, tensor, row: row(r), column: column as u64, magnitude }.into()
             }
-            _ => self.not_finite(row(0), 0, f32::NAN),
         }
     }
 }

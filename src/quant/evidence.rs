@@ -66,7 +66,9 @@ impl Weights<'_> {
             sums
         })?;
         let mut total = vec![0.0; columns];
-        parts.iter().for_each(|part| total.iter_mut().zip(part).for_each(|(sum, part)| *sum += part));
+        for part in &parts {
+            total.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+        }
         Ok(total)
     }
 
@@ -79,12 +81,13 @@ impl Weights<'_> {
         })?;
         let (rows, matrices) = (tensor.dims.get(1).copied().unwrap_or(1) as usize, tensor.matrices() as usize);
         let all: Vec<f64> = parts.into_iter().flatten().collect();
-        let mean = |j: usize| (0..matrices).map(|m| all[m * rows + span.first as usize + j]).sum::<f64>() / matrices as f64;
+        let mean =
+            |j: usize| (0..matrices).map(|m| all[m * rows + span.first as usize + j]).sum::<f64>() / matrices as f64;
         Ok((0..span.len as usize).map(mean).collect())
     }
 
     /// The values of a gain or bias.
-    fn vector(&self, span: &Span) -> Result<Vec<f64>> {
+    pub(super) fn vector(&self, span: &Span) -> Result<Vec<f64>> {
         let Some(tensor) = self.source.tensor(&span.tensor) else { return Ok(vec![1.0; span.len as usize]) };
         let mut values = vec![0.0; tensor.columns() as usize];
         (self.read)(tensor, 0, &mut values)?;
@@ -96,7 +99,11 @@ impl Weights<'_> {
         let mut sums: Vec<f64> = Vec::new();
         for span in spans {
             let squares = self.vector(span)?.into_iter().map(|v| v * v);
-            sums = if sums.is_empty() { squares.collect() } else { sums.iter().zip(squares).map(|(a, b)| a + b).collect() };
+            sums = if sums.is_empty() {
+                squares.collect()
+            } else {
+                sums.iter().zip(squares).map(|(a, b)| a + b).collect()
+            };
         }
         Ok(sums)
     }
@@ -149,7 +156,9 @@ pub(super) fn measured(statistics: &Statistics, tensors: &[String], weight_sq: &
     let mean = |sums: fn(&ChannelStats) -> &[f64]| {
         let mut total = vec![0.0f64; columns];
         for entry in entries(statistics, tensors) {
-            sums(entry).chunks_exact(columns).for_each(|part| total.iter_mut().zip(part).for_each(|(sum, part)| *sum += part));
+            sums(entry)
+                .chunks_exact(columns)
+                .for_each(|part| total.iter_mut().zip(part).for_each(|(sum, part)| *sum += part));
         }
         total.into_iter().map(|sum| sum / seen as f64).collect::<Vec<f64>>()
     };
@@ -161,7 +170,11 @@ pub(super) fn measured(statistics: &Statistics, tensors: &[String], weight_sq: &
         mean_sq.iter().map(|x| x.sqrt()).collect()
     };
     let mean_abs = complete.then(|| mean(|entry| &entry.sum_abs));
-    Some(Evidence { channels: Channels { abs_max, mean_sq, weight_sq: weight_sq.to_vec() }, mean_abs, grounds: Grounds::Statistics })
+    Some(Evidence {
+        channels: Channels { abs_max, mean_sq, weight_sq: weight_sq.to_vec() },
+        mean_abs,
+        grounds: Grounds::Statistics,
+    })
 }
 
 /// Evidence from an estimate of E[x²].

@@ -187,6 +187,16 @@ fn edit(order: &mut Option<Permutation>, len: usize, change: impl FnOnce(&mut [i
         Some(Permutation::new(&indices).expect("spans of one tensor do not overlap, and each is permuted in itself"));
 }
 
+/// What an order of the channels that make a group's activation is on the readers' columns.
+pub(super) fn columns_order(group: &InputGroup, order: &Permutation) -> Permutation {
+    match &group.producer {
+        Producer::Values { heads, kv_heads, length, .. } => {
+            spread(order, *heads as usize, *kv_heads as usize, *length as usize)
+        }
+        _ => order.clone(),
+    }
+}
+
 /// The order of an attention output's channels, given that of the value rows: every query head takes the order of its key-value head.
 fn spread(order: &Permutation, heads: usize, kv_heads: usize, length: usize) -> Permutation {
     assert_eq!(order.len(), kv_heads * length);

@@ -1,13 +1,24 @@
 //! Everything that is decided before a weight is encoded: channel scales, channel orders, and how both are folded into the model.
 //!
-//! The algorithms are pure functions of numbers; only [`prepare`] knows models and statistics.
+//! The algorithms are pure functions of numbers; only [`prepare()`] and what it is made of know models and statistics.
 
 pub mod activation;
+pub mod evidence;
 pub mod fold;
+mod generic;
+pub mod objective;
+pub mod outcome;
 pub mod permute;
+pub mod prepare;
 pub mod scale;
+pub mod settings;
+mod study;
 pub mod transform;
 
 pub use activation::Activations;
+pub use evidence::ReadRows;
+pub use outcome::{Applied, Grounds, GroupOutcome, Measured, ScaleOutcome};
 pub use permute::{Channels, Order};
+pub use prepare::{Prepared, prepare};
+pub use settings::{Apply, Orders, Salience, Scales, Settings};
 pub use transform::Transform;

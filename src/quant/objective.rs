@@ -33,7 +33,10 @@ pub struct Objective {
 }
 
 impl Objective {
-    /// Begins an objective without data for `columns` channels, a multiple of 256.
+    /// Begins an objective without data for `columns` channels.
+    ///
+    /// # Panics
+    /// If `columns` is not a multiple of 256, or zero.
     pub fn new(columns: usize, codec: Codec, activations: Activations) -> Self {
         assert!(columns > 0 && columns.is_multiple_of(CHUNK));
         Self { columns, codec, activations, parts: Vec::new(), output_sq: 0.0 }
@@ -98,7 +101,8 @@ pub fn sample_of(rows: usize) -> impl Iterator<Item = usize> {
 fn changed(rows: &[f32], columns: usize, scale: Option<&[f32]>, order: Option<&Permutation>) -> Vec<f32> {
     let mut new = rows.to_vec();
     if let Some(scale) = scale {
-        new.chunks_exact_mut(columns).for_each(|row| row.iter_mut().zip(scale).for_each(|(value, factor)| *value *= factor));
+        new.chunks_exact_mut(columns)
+            .for_each(|row| row.iter_mut().zip(scale).for_each(|(value, factor)| *value *= factor));
     }
     let Some(order) = order else { return new };
     let mut gathered = vec![0.0; new.len()];
@@ -149,8 +153,12 @@ mod tests {
     #[test]
     fn more_rounding_is_more_error() {
         let error = |activations| objective(activations, 1.0).error(None, None);
-        let (none, int8, int4, fork) =
-            (error(Activations::None), error(Activations::Int8), error(Activations::Int4), error(Activations::Int4Fork));
+        let (none, int8, int4, fork) = (
+            error(Activations::None),
+            error(Activations::Int8),
+            error(Activations::Int4),
+            error(Activations::Int4Fork),
+        );
         assert!(none > 1e-4 && none < 0.02, "{none}");
         assert!(none < int8 && int8 < 1.1 * none && int8 < int4 && int4 < fork, "{none} {int8} {int4} {fork}");
     }

@@ -265,7 +265,10 @@ mod tests {
         #[test]
         fn balancing_lowers_the_expected_error(seed in any::<u64>(), chunks in 2usize..5) {
             let mut state = seed;
-            let mut next = move || { state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407); ((state >> 40) as f64 / f64::from(1 << 24) * 6.0 - 3.0).exp() };
+            let mut next = move || {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                ((state >> 40) as f64 / f64::from(1 << 24) * 6.0 - 3.0).exp()
+            };
             let len = chunks * CHUNK;
             let given = channels((0..len).map(|_| next()).collect(), (0..len).map(|_| next()).collect());
             let none = cost(&given, None);

@@ -101,7 +101,9 @@ impl Transform {
         }
         if let Some(scale) = &self.row_scale {
             let factor = scale[source];
-            row.iter_mut().for_each(|value| *value *= factor);
+            for value in row.iter_mut() {
+                *value *= factor;
+            }
         }
         if let Some(order) = &self.columns {
             order.gather(row, scratch);

@@ -5,7 +5,10 @@
 mod gguf;
 mod gguf_hostile;
 mod gguf_mutants;
+mod golden;
 mod layering;
+mod model;
+mod prepare;
 mod quant;
 mod safety;
 mod support;

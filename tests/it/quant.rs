@@ -182,7 +182,7 @@ fn order(tiny: &mut Tiny, len: usize, span: usize) -> Permutation {
     let mut indices: Vec<i64> = (0..len as i64).collect();
     for part in indices.chunks_mut(span) {
         for i in (1..part.len()).rev() {
-            let j = ((tiny.random() + 1.0) / 2.0 * (i + 1) as f32) as usize;
+            let j = ((tiny.random() * 0.5 + 0.5) * (i + 1) as f32) as usize;
             part.swap(i, j.min(i));
         }
     }
@@ -213,7 +213,9 @@ fn check(mut tiny: Tiny, folding: Folding<'_>, what: &str) {
     assert!(!transforms.is_empty(), "{} {what}", tiny.arch.name);
     let before = tiny.forward(&TOKENS);
     let original = tiny.tensors.clone();
-    transforms.iter().for_each(|(name, transform)| change(&mut tiny, name, transform));
+    for (name, transform) in &transforms {
+        change(&mut tiny, name, transform);
+    }
     let found = difference(&before, &tiny.forward(&TOKENS));
     assert!(found < LOGITS, "{} {what}: logits differ by {found}", tiny.arch.name);
     for name in transforms.keys() {
@@ -239,7 +241,9 @@ fn scales_leave_the_logits_alone() {
         let shapes: Vec<(String, Vec<u64>)> =
             tiny.tensors.iter().map(|(name, (dims, _))| (name.clone(), dims.clone())).collect();
         let mut folding = Folding::new(shapes.iter().map(|(name, dims)| tcq4::model::Shape { name, dims }));
-        scales.iter().for_each(|(group, scale)| folding.scale(group, scale));
+        for (group, scale) in &scales {
+            folding.scale(group, scale);
+        }
         check(tiny, folding, "scales");
     }
 }
@@ -265,7 +269,9 @@ fn folded_orders_leave_the_logits_alone() {
         let shapes: Vec<(String, Vec<u64>)> =
             tiny.tensors.iter().map(|(name, (dims, _))| (name.clone(), dims.clone())).collect();
         let mut folding = Folding::new(shapes.iter().map(|(name, dims)| tcq4::model::Shape { name, dims }));
-        orders.iter().for_each(|(group, order)| folding.fold_order(group, order));
+        for (group, order) in &orders {
+            folding.fold_order(group, order);
+        }
         check(tiny, folding, "orders");
     }
 }

@@ -6,46 +6,46 @@ use std::collections::BTreeMap;
 
 use tcq4::model::{Arch, Shape};
 
-pub(crate) const EMBD: usize = 16;
-pub(crate) const HEADS: usize = 4;
-pub(crate) const KV: usize = 2;
-pub(crate) const HEAD: usize = 4;
-pub(crate) const FF: usize = 24;
-pub(crate) const EXPERTS: usize = 4;
-pub(crate) const BLOCKS: usize = 2;
-pub(crate) const VOCAB: usize = 11;
+pub const EMBD: usize = 16;
+pub const HEADS: usize = 4;
+pub const KV: usize = 2;
+pub const HEAD: usize = 4;
+pub const FF: usize = 24;
+pub const EXPERTS: usize = 4;
+pub const BLOCKS: usize = 2;
+pub const VOCAB: usize = 11;
 
 /// A tensor: extents (fastest first) and values.
-pub(crate) type Tensor = (Vec<u64>, Vec<f32>);
+pub type Tensor = (Vec<u64>, Vec<f32>);
 
 /// What tensor names do not say.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Style {
+pub struct Style {
     /// Layer norms instead of RMS norms.
-    pub(crate) layer_norm: bool,
+    pub layer_norm: bool,
     /// GELU instead of SiLU.
-    pub(crate) gelu: bool,
+    pub gelu: bool,
     /// Attention and feed-forward network read the same norm.
-    pub(crate) parallel: bool,
+    pub parallel: bool,
     /// Gate and up in `ffn_up`.
-    pub(crate) fused_up: bool,
+    pub fused_up: bool,
     /// The norm before the feed-forward network is `post_attention_norm`.
-    pub(crate) ffn_behind_post: bool,
+    pub ffn_behind_post: bool,
     /// The up branch is clamped.
-    pub(crate) clamped: bool,
+    pub clamped: bool,
 }
 
 /// A model of one of the architectures.
-pub(crate) struct Tiny {
-    pub(crate) arch: Arch,
-    pub(crate) style: Style,
-    pub(crate) tensors: BTreeMap<String, Tensor>,
+pub struct Tiny {
+    pub arch: Arch,
+    pub style: Style,
+    pub tensors: BTreeMap<String, Tensor>,
     state: u64,
 }
 
 impl Tiny {
     /// An empty model of the architecture `name`.
-    pub(crate) fn new(name: &str, style: Style) -> Self {
+    pub fn new(name: &str, style: Style) -> Self {
         let arch = Arch {
             name: name.into(),
             blocks: BLOCKS as u64,
@@ -61,20 +61,20 @@ impl Tiny {
     }
 
     /// A number between -1 and 1.
-    pub(crate) fn random(&mut self) -> f32 {
+    pub fn random(&mut self) -> f32 {
         self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 
     /// Adds a random tensor; gains lie around 1.
-    pub(crate) fn add(&mut self, name: &str, dims: &[usize]) {
+    pub fn add(&mut self, name: &str, dims: &[usize]) {
         let shift = if name.contains("norm.weight") { 1.2 } else { 0.0 };
         let values = (0..dims.iter().product()).map(|_| self.random() * 0.7 + shift).collect();
         self.tensors.insert(name.into(), (dims.iter().map(|&d| d as u64).collect(), values));
     }
 
     /// Adds the same tensors to every block.
-    pub(crate) fn blocks(mut self, tensors: &[(&str, &[usize])]) -> Self {
+    pub fn blocks(mut self, tensors: &[(&str, &[usize])]) -> Self {
         for block in 0..BLOCKS {
             for (name, dims) in tensors {
                 self.add(&format!("blk.{block}.{name}"), dims);
@@ -84,12 +84,12 @@ impl Tiny {
     }
 
     /// Adds a tensor outside the blocks.
-    pub(crate) fn with(mut self, name: &str, dims: &[usize]) -> Self {
+    pub fn with(mut self, name: &str, dims: &[usize]) -> Self {
         self.add(name, dims);
         self
     }
 
-    pub(crate) fn shapes(&self) -> impl Iterator<Item = Shape<'_>> {
+    pub fn shapes(&self) -> impl Iterator<Item = Shape<'_>> {
         self.tensors.iter().map(|(name, (dims, _))| Shape { name, dims })
     }
 
@@ -213,7 +213,7 @@ impl Tiny {
     }
 
     /// The logits of every position.
-    pub(crate) fn forward(&self, tokens: &[usize]) -> Vec<Vec<f64>> {
+    pub fn forward(&self, tokens: &[usize]) -> Vec<Vec<f64>> {
         let embedding = self.get("token_embd.weight").unwrap();
         let mut stream: Vec<Vec<f64>> = tokens.iter().map(|t| embedding[t * EMBD..][..EMBD].to_vec()).collect();
         for block in 0..BLOCKS {

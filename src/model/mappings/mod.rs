@@ -13,7 +13,7 @@ use super::name::{Kind, Role};
 use Role::{
     AttnK, AttnKNorm, AttnNorm, AttnOutput, AttnPostNorm, AttnQ, AttnQNorm, AttnQkv, AttnSinks, AttnV, FfnDown,
     FfnDownExps, FfnDownShexp, FfnGate, FfnGateExps, FfnGateShexp, FfnGateUpExps, FfnNorm, FfnPostNorm, FfnUp,
-    FfnUpExps, FfnUpShexp, Output, OutputNorm, Rope, Router, RouterBias, SharedRouter, TokenEmbd, Unknown,
+    FfnUpExps, FfnUpShexp, OutputNorm, Rope, Router, RouterBias, SharedRouter, Unknown,
 };
 
 /// What makes an activation.
@@ -139,11 +139,13 @@ pub fn meets_stream(role: Role, kind: Kind) -> Meets {
     match (role, kind) {
         (Unknown, _) | (_, Kind::Other) => Meets::Unknown,
         (Rope | AttnQNorm | AttnKNorm | AttnSinks | RouterBias, _) => Meets::Never,
-        (OutputNorm | AttnNorm | FfnNorm | AttnPostNorm | FfnPostNorm, _) => Meets::Columns,
         (AttnOutput | FfnDown | FfnDownExps | FfnDownShexp, Kind::Weight) => Meets::Rows,
-        (AttnOutput | FfnDown | FfnDownExps | FfnDownShexp, Kind::Bias) => Meets::Columns,
-        (TokenEmbd | Output, Kind::Weight) => Meets::Columns,
-        (_, Kind::Weight) => Meets::Columns,
+        (
+            AttnOutput | FfnDown | FfnDownExps | FfnDownShexp | OutputNorm | AttnNorm | FfnNorm | AttnPostNorm
+            | FfnPostNorm,
+            _,
+        )
+        | (_, Kind::Weight) => Meets::Columns,
         (_, Kind::Bias) => Meets::Never,
     }
 }

@@ -1,0 +1,289 @@
+//! One input group at a time: its evidence, its scale and its order.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::evidence::{Estimates, Evidence, Weights, estimated, measured};
+use super::fold::columns_order;
+use super::objective::{Objective, SAMPLE_ROWS, sample_of};
+use super::outcome::{Applied, Grounds, GroupOutcome, Measured, ScaleOutcome};
+use super::permute::{CHUNK, Channels, Order, permutation, permutation_in_spans};
+use super::scale::{awq, closed_form, pooled};
+use super::settings::{Apply, Orders, Salience, Scales, Settings};
+use crate::calib::{SampleRows, Statistics};
+use crate::error::Result;
+use crate::gguf::TensorInfo;
+use crate::math::Permutation;
+use crate::model::{InputGroup, Producer};
+
+/// Experts of a layer whose output is measured.
+const EXPERTS: usize = 4;
+
+/// What was found out about a group.
+pub(super) struct Study {
+    pub(super) evidence: Evidence,
+    pub(super) scale: Option<Vec<f32>>,
+    /// The order of the channels that make the activation (of its columns, where the runtime applies it).
+    pub(super) order: Option<Permutation>,
+    pub(super) outcome: GroupOutcome,
+}
+
+/// Weights that multiply the same sample rows.
+struct Part<'a> {
+    rows: &'a Arc<SampleRows>,
+    expert: Option<u32>,
+    weights: Vec<f32>,
+}
+
+/// Everything that the studies of all groups share.
+#[derive(Clone, Copy)]
+pub(super) struct Ground<'a> {
+    pub(super) weights: Weights<'a>,
+    pub(super) statistics: Option<&'a Statistics>,
+    pub(super) estimates: &'a Estimates,
+    pub(super) settings: &'a Settings,
+    /// Why the residual stream keeps its order, if it does (only where orders are folded).
+    pub(super) stream: Option<&'a str>,
+}
+
+impl Ground<'_> {
+    /// Studies one group.
+    pub(super) fn study(&self, group: &InputGroup) -> Result<Study> {
+        let tensors: Vec<String> =
+            group.readers.iter().filter(|name| self.settings.targets.contains(*name)).cloned().collect();
+        let weight_sq = self.weights.weight_sq(&tensors)?;
+        let evidence = match self.statistics.and_then(|statistics| measured(statistics, &tensors, &weight_sq)) {
+            Some(evidence) => evidence,
+            None => estimated(self.weights.estimate(group, self.estimates)?, weight_sq),
+        };
+        let outcome = GroupOutcome {
+            group: group.key.clone(),
+            tensors,
+            columns: group.columns,
+            grounds: evidence.grounds,
+            scale: None,
+            unscaled: None,
+            order: Order::None,
+            applied: None,
+            unordered: None,
+            orders_tried: Vec::new(),
+            error: None,
+        };
+        let mut study = Study { evidence, scale: None, order: None, outcome };
+        let objective = if self.measures() { self.objective(group, &study.outcome.tensors)? } else { None };
+        self.choose_scale(group, objective.as_ref(), &mut study);
+        self.choose_order(group, objective.as_ref(), &mut study);
+        Ok(study)
+    }
+
+    /// Whether any choice is made by measurement.
+    fn measures(&self) -> bool {
+        matches!(self.settings.scales, Scales::Awq { .. }) || self.settings.orders == Orders::Auto
+    }
+
+    /// Makes the objective of a group from its sample rows; nothing where there are none.
+    pub(super) fn objective(&self, group: &InputGroup, tensors: &[String]) -> Result<Option<Objective>> {
+        let Some(statistics) = self.statistics else { return Ok(None) };
+        let columns = group.columns as usize;
+        if !columns.is_multiple_of(CHUNK) {
+            return Ok(None);
+        }
+        let mut parts: Vec<Part<'_>> = Vec::new();
+        for name in tensors {
+            let Some(tensor) = self.weights.source.tensor(name) else { continue };
+            let Some(rows) = statistics.entries.get(name).and_then(|entry| entry.rows.as_ref()) else { continue };
+            for expert in experts(tensor, rows) {
+                let weights = self.sampled_weights(tensor, expert.unwrap_or(0))?;
+                match parts.iter_mut().find(|part| Arc::ptr_eq(part.rows, rows) && part.expert == expert) {
+                    Some(part) => part.weights.extend(weights),
+                    None => parts.push(Part { rows, expert, weights }),
+                }
+            }
+        }
+        let mut objective = Objective::new(columns, self.settings.codec, self.settings.activations);
+        for part in parts {
+            objective.add(sampled_rows(part.rows, part.expert), part.weights);
+        }
+        Ok(Some(objective).filter(|objective| !objective.is_empty()))
+    }
+
+    /// The weight rows of one matrix that take part in the objective.
+    fn sampled_weights(&self, tensor: &TensorInfo, matrix: u32) -> Result<Vec<f32>> {
+        let (columns, rows) = (tensor.columns() as usize, (tensor.rows() / tensor.matrices()) as usize);
+        let mut values = vec![0.0; sample_of(rows).count() * columns];
+        for (row, into) in sample_of(rows).zip(values.chunks_exact_mut(columns)) {
+            (self.weights.read)(tensor, u64::from(matrix) * rows as u64 + row as u64, into)?;
+        }
+        Ok(values)
+    }
+
+    /// Chooses the scale.
+    fn choose_scale(&self, group: &InputGroup, objective: Option<&Objective>, study: &mut Study) {
+        if self.settings.scales == Scales::None {
+            return;
+        }
+        if let Some(reason) = group.producer.why_not_scaled() {
+            study.outcome.unscaled = Some(reason.to_string());
+            return;
+        }
+        let channels = &study.evidence.channels;
+        let shared = group.shared_makers();
+        let spread = |makers: Vec<f32>| match &shared {
+            None => makers,
+            Some(shared) => shared.iter().map(|&maker| makers[maker]).collect(),
+        };
+        let pool = |values: &[f64]| match &shared {
+            None => values.to_vec(),
+            Some(shared) => pooled(values, shared, makers_of(shared)),
+        };
+        let (scale, alpha, tried) = match (self.settings.scales, objective) {
+            (Scales::Awq { salience, steps }, Some(objective)) => {
+                let measured = study.evidence.mean_abs.as_deref().filter(|_| salience == Salience::MeanAbs);
+                let salience = pool(measured.unwrap_or(&channels.mean_sq));
+                self.search(group, objective, channels, steps, |alpha| spread(awq(&salience, alpha)))
+            }
+            _ => (spread(closed_form(&pool(&channels.mean_sq), &pool(&channels.weight_sq))), None, Vec::new()),
+        };
+        let range = |pick: fn(f32, f32) -> f32| scale.iter().copied().fold(1.0, pick);
+        study.outcome.scale = Some(ScaleOutcome { alpha, min: range(f32::min), max: range(f32::max), tried });
+        study.scale = Some(scale).filter(|scale| scale.iter().any(|&factor| factor != 1.0));
+    }
+
+    /// AWQ's search: the first of the exponents with the least error, in the order that each scale would get.
+    fn search(
+        &self,
+        group: &InputGroup,
+        objective: &Objective,
+        channels: &Channels,
+        steps: u32,
+        scale_of: impl Fn(f64) -> Vec<f32>,
+    ) -> (Vec<f32>, Option<f64>, Vec<Measured<f64>>) {
+        let order = match &self.settings.orders {
+            Orders::Fixed(order) => *order,
+            Orders::Auto => Order::Zigzag,
+            Orders::Given(_) => Order::None,
+        };
+        let steps = steps.max(1);
+        let mut tried = Vec::new();
+        for step in 0..=steps {
+            let alpha = f64::from(step) / f64::from(steps);
+            let scale = scale_of(alpha);
+            let permutation = self.possible(group, order, &channels.scaled(&scale));
+            let columns = permutation.as_ref().map(|order| self.on_columns(group, order));
+            tried.push(Measured { candidate: alpha, error: objective.error(Some(&scale), columns.as_ref()) });
+        }
+        let best = tried.iter().min_by(|a, b| a.error.total_cmp(&b.error)).map_or(0.0, |best| best.candidate);
+        (scale_of(best), Some(best), tried)
+    }
+
+    /// Chooses the order, unless the residual stream chooses it for the group.
+    fn choose_order(&self, group: &InputGroup, objective: Option<&Objective>, study: &mut Study) {
+        study.outcome.unordered = self.why_fixed(group).filter(|_| self.settings.orders != Orders::Fixed(Order::None));
+        if study.outcome.unordered.is_some() || self.waits_for_stream(group) {
+            return;
+        }
+        let scale = study.scale.clone();
+        let channels = scale
+            .as_ref()
+            .map_or_else(|| study.evidence.channels.clone(), |scale| study.evidence.channels.scaled(scale));
+        let chosen = match (&self.settings.orders, objective) {
+            (Orders::Given(_), _) => return,
+            (Orders::Fixed(order), _) => *order,
+            (Orders::Auto, None) => Order::Zigzag,
+            (Orders::Auto, Some(objective)) => {
+                for order in Order::ALL {
+                    let permutation = self.possible(group, order, &channels);
+                    if order == Order::None || permutation.is_some() {
+                        let columns = permutation.as_ref().map(|order| self.on_columns(group, order));
+                        let error = objective.error(scale.as_deref(), columns.as_ref());
+                        study.outcome.orders_tried.push(Measured { candidate: order, error });
+                    }
+                }
+                let best = study.outcome.orders_tried.iter().min_by(|a, b| a.error.total_cmp(&b.error));
+                study.outcome.error = best.map(|best| best.error);
+                best.map_or(Order::None, |best| best.candidate)
+            }
+        };
+        study.order = self.possible(group, chosen, &channels);
+        if study.order.is_some() {
+            study.outcome.order = chosen;
+            study.outcome.applied =
+                Some(if self.settings.apply == Apply::Fold { Applied::Folded } else { Applied::Runtime });
+        }
+    }
+
+    /// Why a group keeps its order, if it must.
+    fn why_fixed(&self, group: &InputGroup) -> Option<String> {
+        let reason = match (&group.producer, self.settings.apply) {
+            (_, Apply::Runtime) | (Producer::Values { .. } | Producer::Ffn { .. }, _) => return None,
+            (Producer::Unknown { reason }, _) => reason,
+            (Producer::Norm(_) | Producer::Stream, _) if group.in_stream => return self.stream.map(str::to_string),
+            _ => "it is not known whether this activation's channels are those of the residual stream",
+        };
+        Some(reason.to_string())
+    }
+
+    /// Whether the group's order is that of the residual stream.
+    pub(super) fn waits_for_stream(&self, group: &InputGroup) -> bool {
+        self.settings.apply == Apply::Fold && group.in_stream && self.stream.is_none()
+    }
+
+    /// The permutation that an order gives this group: of its columns, or of the channels that make them if it is folded into value heads.
+    fn possible(&self, group: &InputGroup, order: Order, channels: &Channels) -> Option<Permutation> {
+        match (&group.producer, self.settings.apply) {
+            (Producer::Values { length, .. }, Apply::Fold) => {
+                permutation_in_spans(order, &maker_channels(group, channels), *length as usize)
+            }
+            _ => permutation(order, channels),
+        }
+    }
+
+    /// What an order of the makers is on the columns.
+    fn on_columns(&self, group: &InputGroup, order: &Permutation) -> Permutation {
+        if self.settings.apply == Apply::Fold { columns_order(group, order) } else { order.clone() }
+    }
+}
+
+/// The number of makers.
+fn makers_of(shared: &[usize]) -> usize {
+    shared.iter().max().map_or(0, |last| last + 1)
+}
+
+/// The numbers of the channels that make an activation, where several columns have the same maker.
+fn maker_channels(group: &InputGroup, channels: &Channels) -> Channels {
+    let Some(shared) = group.shared_makers() else { return channels.clone() };
+    let pool = |values: &[f64]| pooled(values, &shared, makers_of(&shared));
+    Channels {
+        abs_max: pool(&channels.abs_max),
+        mean_sq: pool(&channels.mean_sq),
+        weight_sq: pool(&channels.weight_sq),
+    }
+}
+
+/// The matrices of a tensor that are measured: its only one (`None`), or the experts with most sample rows, by number.
+fn experts(tensor: &TensorInfo, rows: &SampleRows) -> Vec<Option<u32>> {
+    if tensor.matrices() == 1 {
+        return vec![None];
+    }
+    let mut seen: BTreeMap<u32, usize> = BTreeMap::new();
+    rows.matrix
+        .iter()
+        .filter(|&&expert| u64::from(expert) < tensor.matrices())
+        .for_each(|&expert| *seen.entry(expert).or_default() += 1);
+    let mut experts: Vec<(u32, usize)> = seen.into_iter().collect();
+    experts.sort_by_key(|&(expert, count)| (std::cmp::Reverse(count), expert));
+    experts.into_iter().take(EXPERTS).map(|(expert, _)| Some(expert)).collect()
+}
+
+/// At most [`SAMPLE_ROWS`] sample rows of a matrix, evenly spread.
+fn sampled_rows(rows: &SampleRows, expert: Option<u32>) -> Vec<f32> {
+    let of: Vec<&[f32]> =
+        rows.iter().filter(|(matrix, _)| expert.is_none_or(|expert| *matrix == expert)).map(|(_, row)| row).collect();
+    let count = of.len().min(SAMPLE_ROWS);
+    (0..count).flat_map(|i| of[i * of.len() / count]).copied().collect()
+}
+
+/// Whether the evidence is measured.
+pub(super) fn is_measured(study: &Study) -> bool {
+    study.evidence.grounds == Grounds::Statistics
+}
