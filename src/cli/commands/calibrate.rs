@@ -24,7 +24,7 @@ pub(in crate::cli) fn run(session: &Session, args: &CalibrateArgs) -> Outcome {
         Some((statistics::measure(session, &source, &args.calibration, &keep)?, keep))
     };
     if let (Some(path), Some((statistics, _))) = (&args.stats, &statistics) {
-        statistics::save(path, statistics, args.force)?;
+        statistics::save(path, statistics, args.force, &source)?;
         session.printer.text(&format!("{}: statistics of {} tensors", path.display(), statistics.entries.len()));
     }
     let measured = statistics.as_ref().map(|(statistics, _)| statistics);

@@ -19,7 +19,7 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
     let Some(plan) = production.plan()? else { return Ok(0) };
     let statistics = statistics::measure(session, &source, &args.calibration, &statistics::Keep::in_memory())?;
     if let Some(path) = &args.stats {
-        statistics::save(path, &statistics, args.out.force)?;
+        statistics::save(path, &statistics, args.out.force, &source)?;
     }
     production.finish(&plan, &Evidence { statistics: Some(statistics), ..Evidence::default() })
 }

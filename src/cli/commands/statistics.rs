@@ -60,17 +60,17 @@ pub(super) fn measure(session: &Session, source: &Source, args: &CalibrationArgs
         resume: keep.resume,
         ..CalibrationOptions::default()
     };
-    calibrate(&model, &corpus, &store::fingerprint(source)?, &options, &session.progress)
+    calibrate(&model, &corpus, &store::fingerprint(source), &options, &session.progress)
 }
 
 /// Writes statistics to a file.
-pub(super) fn save(path: &Path, statistics: &Statistics, force: bool) -> Result<()> {
-    store::save(path, statistics, force)
+pub(super) fn save(path: &Path, statistics: &Statistics, force: bool, source: &Source) -> Result<()> {
+    store::save(path, statistics, force, &source.shards().collect::<Vec<_>>())
 }
 
 /// Reads statistics, ours or llama-imatrix's, and checks that they are of this model.
 pub(super) fn load(path: &Path, source: &Source) -> Result<Statistics> {
-    let statistics = store::load(path)?;
-    store::check_model(path, &statistics, source)?;
+    let mut statistics = store::load(path)?;
+    statistics.adapt(source)?;
     Ok(statistics)
 }
