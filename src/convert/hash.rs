@@ -6,7 +6,7 @@ use crate::math::Permutation;
 use crate::util::hash::hex;
 
 /// SHA-256, in hexadecimal, of a tensor's bytes followed by its permutation as little-endian 32-bit integers (nothing where it has none).
-pub fn tensor_sha256(bytes: &[u8], permutation: Option<&Permutation>) -> String {
+pub(super) fn tensor_sha256(bytes: &[u8], permutation: Option<&Permutation>) -> String {
     let mut hasher = Sha256::new();
     hasher.update(bytes);
     for index in permutation.map_or(&[][..], Permutation::indices) {

@@ -7,31 +7,31 @@ use crate::gguf::{Metadata, Source};
 use crate::math::Permutation;
 
 /// The version of the key layout below.
-pub const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 
 /// `tcq4.version`: u32.
-pub const KEY_VERSION: &str = "tcq4.version";
+pub(super) const KEY_VERSION: &str = "tcq4.version";
 /// `tcq4.reorder.enabled`: bool, as in the fork; true if any tensor is permuted.
-pub const KEY_REORDER: &str = "tcq4.reorder.enabled";
+pub(super) const KEY_REORDER: &str = "tcq4.reorder.enabled";
 /// `tcq4.encoder`: string, the tile encoder.
-pub const KEY_ENCODER: &str = "tcq4.encoder";
+pub(super) const KEY_ENCODER: &str = "tcq4.encoder";
 /// `tcq4.recipe`: string, JSON of the settings that made the file.
-pub const KEY_RECIPE: &str = "tcq4.recipe";
+pub(super) const KEY_RECIPE: &str = "tcq4.recipe";
 /// `tcq4.source.sha256`: string, SHA-256 of the source file (of all shards in order).
-pub const KEY_SOURCE: &str = "tcq4.source.sha256";
+pub(super) const KEY_SOURCE: &str = "tcq4.source.sha256";
 
 /// The key of a tensor's permutation: i32 array, one entry a column.
-pub fn permutation_key(tensor: &str) -> String {
+pub(super) fn permutation_key(tensor: &str) -> String {
     format!("tcq4.{tensor}.perm")
 }
 
 /// The key of a tensor's hash: string, see [`super::hash::tensor_sha256`].
-pub fn hash_key(tensor: &str) -> String {
+pub(super) fn hash_key(tensor: &str) -> String {
     format!("tcq4.{tensor}.sha256")
 }
 
 /// Takes every `tcq4.*` key away.
-pub fn remove_own_keys(metadata: &mut Metadata) {
+pub(super) fn remove_own_keys(metadata: &mut Metadata) {
     let own: Vec<String> = metadata.keys().filter(|key| key.starts_with("tcq4.")).map(String::from).collect();
     for key in own {
         metadata.remove(&key);
@@ -42,7 +42,7 @@ pub fn remove_own_keys(metadata: &mut Metadata) {
 ///
 /// # Errors
 /// A permutation of an unknown tensor, of the wrong length, or not a bijection.
-pub fn permutations(source: &Source) -> Result<BTreeMap<String, Permutation>> {
+pub(super) fn permutations(source: &Source) -> Result<BTreeMap<String, Permutation>> {
     let metadata = source.metadata();
     if metadata.get_bool(KEY_REORDER) == Some(false) {
         return Ok(BTreeMap::new());
