@@ -14,6 +14,9 @@ use memmap2::{Mmap, UncheckedAdvice};
 
 use crate::error::{Error, GgufError, Result};
 
+/// A page fault maps up to so many bytes around it (Linux's default), also pages before it that were released already.
+const FAULT_AROUND: u64 = 64 << 10;
+
 /// A file mapped read-only.
 pub(super) struct Mapping {
     map: Mmap,
@@ -50,17 +53,15 @@ impl Mapping {
         &self.map
     }
 
-    /// Lets the system take the pages of `range` from this process; the next access reads them again. Failures do no harm.
+    /// Lets the system take the pages of `range`, and those just before it, from this process; the next access reads them again. Failures do no
+    /// harm.
     pub(super) fn release(&self, range: Range<u64>) {
         let end = range.end.min(self.map.len() as u64);
+        let start = range.start.saturating_sub(FAULT_AROUND);
         if range.start < end {
             // SAFETY: for a read-only mapping of a file, MADV_DONTNEED drops pages that the next access fills with the same bytes.
             let advised = unsafe {
-                self.map.unchecked_advise_range(
-                    UncheckedAdvice::DontNeed,
-                    range.start as usize,
-                    (end - range.start) as usize,
-                )
+                self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start as usize, (end - start) as usize)
             };
             if let Err(error) = advised {
                 tracing::debug!(%error, "the system keeps the pages of a mapped file");

@@ -32,3 +32,16 @@ impl Interrupt {
         self.asked.load(Ordering::Relaxed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_sets_the_flag() {
+        let interrupt = Interrupt::install().unwrap();
+        assert!(!interrupt.is_set());
+        signal_hook::low_level::raise(SIGTERM).unwrap();
+        assert!(interrupt.is_set());
+    }
+}

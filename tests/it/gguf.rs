@@ -418,4 +418,8 @@ fn llama_cpp_reads_what_is_written() {
     run("llama-gguf-split", &["--split", "--split-max-tensors", "6", "whole.gguf", "theirs"]);
     let theirs = Source::open(&dir.file("theirs-00003-of-00004.gguf")).unwrap();
     assert_same(&whole, &theirs);
+    TinyModel { experts: 4, ..TinyModel::default() }.write(&dir.file("moe.gguf"));
+    for model in ["whole.gguf", "moe.gguf"] {
+        run("llama-bench", &["-m", model, "-p", "8", "-n", "1", "-r", "1", "-t", "1"]);
+    }
 }

@@ -218,7 +218,7 @@ fn racing_runs_leave_one_whole_file() {
                 scope.spawn(move || (0..25).filter(|_| write_all(path, fill, true).is_ok()).count())
             })
             .collect();
-        while !runs.iter().all(|run| run.is_finished()) {
+        while !runs.iter().all(std::thread::ScopedJoinHandle::is_finished) {
             if path.exists() {
                 assert!((1..=4).contains(&fill_of(&path)));
             }
