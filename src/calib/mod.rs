@@ -4,12 +4,13 @@
 pub mod chunks;
 pub mod collector;
 pub mod corpus;
-mod file;
+mod legacy;
 mod moments;
 pub mod perms;
 pub mod resume;
 pub mod run;
 pub mod stats;
+pub mod store;
 
 pub use corpus::Corpus;
 pub use perms::PermFile;

@@ -10,10 +10,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::file;
 use crate::error::ModelError;
 use crate::math::Permutation;
 use crate::math::permutation::NotAPermutation;
+use crate::util::atomic_file;
 use crate::{Error, Result};
 
 /// The schema version.
@@ -74,7 +74,7 @@ pub fn save(path: &Path, perms: &PermFile, force: bool) -> Result<()> {
     };
     let mut bytes = serde_json::to_vec(&out).map_err(|e| Error::io(path, "write")(e.into()))?;
     bytes.push(b'\n');
-    file::write(path, &bytes, force)
+    atomic_file::write(path, force, &[], &bytes)
 }
 
 /// Reads and checks a `perms.json`. Empty arrays stand for "no permutation" and are skipped; unknown keys are ignored.

@@ -12,9 +12,10 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::collector::{Collector, Entry};
-use super::file;
+
 use super::stats::{ChannelStats, SampleRows};
 use crate::error::ModelError;
+use crate::util::atomic_file;
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"TCQ4CKP1";
@@ -65,7 +66,7 @@ pub fn save(path: &Path, run: &str, done: usize, collector: &Collector) -> Resul
     }
     let hash = xxh3_64(&bytes);
     bytes.extend_from_slice(&hash.to_le_bytes());
-    file::write(path, &bytes, true)
+    atomic_file::write(path, true, &[], &bytes)
 }
 
 /// Reads the checkpoint of the run named `run`: the collector and the chunks done.
