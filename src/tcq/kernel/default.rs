@@ -19,6 +19,8 @@ pub(in crate::tcq) fn draft<V: Lanes>(values: &Turned) -> Draft {
     for (vector, grid) in grids.iter_mut().enumerate().take(vectors::<V>()) {
         *grid = search(&values.load_group(vector));
     }
+    let excess = row_max(&grids.map(Grid::offset_excess));
+    let grids = grids.map(|grid| grid.canonical(excess));
     let mut draft = Draft::zeroed();
     let (scale, stored_scale) = to_halves(row_max(&grids.map(|grid| grid.step.abs())), round_half);
     let (zero, stored_zero) = to_halves(row_max(&grids.map(|grid| grid.offset.abs())), round_half);

@@ -17,6 +17,21 @@ pub(super) struct Grid<V> {
 }
 
 impl<V: Lanes> Grid<V> {
+    /// By how much the offset is more than what rounding explains; below 0 if there is none.
+    #[inline(always)]
+    pub(super) fn offset_excess(self) -> V {
+        self.offset.abs().sub(self.step.abs().mul(V::splat(NO_OFFSET)))
+    }
+
+    /// Drops the offset where `excess` is below 0. Elsewhere makes the step positive, by the mirror image of the grid: it has the same values.
+    #[inline(always)]
+    pub(super) fn canonical(self, excess: V) -> Self {
+        let zero = V::splat(0.0);
+        let mirrored = Self { step: zero.sub(self.step), offset: self.offset.sub(self.step) };
+        let positive = mirrored.if_less(self.step, zero, self);
+        Self { step: self.step, offset: zero }.if_less(excess, zero, positive)
+    }
+
     /// Itself where `a < b`, the other one elsewhere.
     #[inline(always)]
     fn if_less(self, a: V, b: V, other: Self) -> Self {
@@ -56,16 +71,10 @@ impl<V: Lanes> Fit<V> {
         Self { step, mean_code, gain: step.mul(product) }
     }
 
-    /// The fitted grid for values around `mean`. Of the two grids with the same values that mirror each other it is the one with positive step,
-    /// but one without offset is left as it is.
+    /// The fitted grid for values around `mean`.
     #[inline(always)]
     fn grid(self, mean: V) -> Grid<V> {
-        let zero = V::splat(0.0);
-        let offset = mean.sub(self.step.mul(self.mean_code));
-        let plain = Grid { step: self.step, offset: zero };
-        let mirrored = Grid { step: zero.sub(self.step), offset: offset.sub(self.step) };
-        let shifted = mirrored.if_less(self.step, zero, Grid { step: self.step, offset });
-        plain.if_less(offset.abs(), self.step.abs().mul(V::splat(NO_OFFSET)), shifted)
+        Grid { step: self.step, offset: mean.sub(self.step.mul(self.mean_code)) }
     }
 
     /// Keeps the better of two, itself when they are equal.
