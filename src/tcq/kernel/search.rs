@@ -39,6 +39,34 @@ impl<V: Lanes> Grid<V> {
     }
 }
 
+/// What is added up over the codes of a group.
+#[derive(Clone, Copy)]
+struct Sums<V> {
+    code: V,
+    code_sq: V,
+    /// Code times value.
+    product: V,
+}
+
+impl<V: Lanes> Sums<V> {
+    #[inline(always)]
+    fn zero() -> Self {
+        let zero = V::splat(0.0);
+        Self { code: zero, code_sq: zero, product: zero }
+    }
+
+    /// Codes a value and adds it.
+    #[inline(always)]
+    fn with(self, value: V, inverse: V, shift: V) -> Self {
+        let code = round_code(value.mul(inverse).add(shift));
+        Self {
+            code: self.code.add(code),
+            code_sq: self.code_sq.add(code.mul(code)),
+            product: self.product.add(code.mul(value)),
+        }
+    }
+}
+
 /// The codes of a group seen through their sums.
 #[derive(Clone, Copy)]
 struct Fit<V> {
@@ -54,21 +82,25 @@ impl<V: Lanes> Fit<V> {
     /// Codes centred values with `inverse` step and `shift`, and fits.
     #[inline(always)]
     fn new(centred: &[V; GROUP], inverse: V, shift: V) -> Self {
-        let zero = V::splat(0.0);
-        let (mut sum, mut sum_sq, mut product) = ([zero; 2], [zero; 2], [zero; 2]);
-        for (k, value) in centred.iter().enumerate() {
-            let code = round_code(value.mul(inverse).add(shift));
-            sum[k % 2] = sum[k % 2].add(code);
-            sum_sq[k % 2] = sum_sq[k % 2].add(code.mul(code));
-            product[k % 2] = product[k % 2].add(code.mul(*value));
+        let (mut even, mut odd) = (Sums::zero(), Sums::zero());
+        for [first, second] in centred.as_chunks::<2>().0 {
+            even = even.with(*first, inverse, shift);
+            odd = odd.with(*second, inverse, shift);
         }
-        let mean_code = sum[0].add(sum[1]).mul(V::splat(1.0 / GROUP as f32));
-        let sum_sq = sum_sq[0].add(sum_sq[1]);
-        let product = product[0].add(product[1]);
+        let mean_code = even.code.add(odd.code).mul(V::splat(1.0 / GROUP as f32));
+        let sum_sq = even.code_sq.add(odd.code_sq);
+        let product = even.product.add(odd.product);
         // The spread of integers that are not all equal is at least 31/32.
         let spread = sum_sq.sub(mean_code.mul(mean_code).mul(V::splat(GROUP as f32))).max(V::splat(0.5));
         let step = product.div(spread);
         Self { step, mean_code, gain: step.mul(product) }
+    }
+
+    /// Codes centred values that begin at `start` and have a range of 1 / `unit`, with so many codes cut off below and above, and fits.
+    #[inline(always)]
+    fn window(centred: &[V; GROUP], start: V, unit: V, below: f32, above: f32) -> Self {
+        let inverse = unit.mul(V::splat(15.0 + below + above));
+        Self::new(centred, inverse, V::splat(-8.0 - below).sub(start.mul(inverse)))
     }
 
     /// The fitted grid for values around `mean`.
@@ -80,11 +112,10 @@ impl<V: Lanes> Fit<V> {
     /// Keeps the better of two, itself when they are equal.
     #[inline(always)]
     fn or_better(self, other: Self) -> Self {
-        let choose = |mine: V, theirs: V| self.gain.select_less(other.gain, theirs, mine);
         Self {
-            step: choose(self.step, other.step),
-            mean_code: choose(self.mean_code, other.mean_code),
-            gain: choose(self.gain, other.gain),
+            step: self.gain.select_less(other.gain, other.step, self.step),
+            mean_code: self.gain.select_less(other.gain, other.mean_code, self.mean_code),
+            gain: self.gain.max(other.gain),
         }
     }
 
@@ -134,7 +165,10 @@ const CONSTANT: f32 = 1e-6;
 pub(super) fn search<V: Lanes>(values: &[V; GROUP]) -> Grid<V> {
     let zero = V::splat(0.0);
     let (low, high, mean) = summary(values);
-    let centred = values.map(|value| value.sub(mean));
+    let mut centred = *values;
+    for value in &mut centred {
+        *value = value.sub(mean);
+    }
     // Without offset, the extreme on code -8.
     let extreme = zero.sub(low).select_less(high, high, low);
     let plain_step = extreme.mul(V::splat(-1.0 / 8.0));
@@ -143,14 +177,10 @@ pub(super) fn search<V: Lanes>(values: &[V; GROUP]) -> Grid<V> {
     best.gain = best.gain.mul(V::splat(PLAIN_BONUS));
     let range = high.sub(low);
     let (start, unit) = (low.sub(mean), invert(range));
-    let window = |below: f32, above: f32| {
-        let inverse = unit.mul(V::splat(15.0 + below + above));
-        Fit::new(&centred, inverse, V::splat(-8.0 - below).sub(start.mul(inverse)))
-    };
-    best = best.or_better(window(0.0, 0.0));
+    best = best.or_better(Fit::window(&centred, start, unit, 0.0, 0.0));
     for below in CUTS {
         for above in CUTS {
-            best = best.or_better(window(below, above));
+            best = best.or_better(Fit::window(&centred, start, unit, below, above));
         }
     }
     for reach in REACHES {
@@ -165,12 +195,11 @@ pub(super) fn search<V: Lanes>(values: &[V; GROUP]) -> Grid<V> {
 #[inline(always)]
 fn summary<V: Lanes>(values: &[V; GROUP]) -> (V, V, V) {
     let (mut low, mut high) = (values[0], values[0]);
-    let mut sums = [V::splat(0.0); 4];
-    for (k, value) in values.iter().enumerate() {
+    let mut sum = V::splat(0.0);
+    for value in values {
         low = low.min(*value);
         high = high.max(*value);
-        sums[k % 4] = sums[k % 4].add(*value);
+        sum = sum.add(*value);
     }
-    let sum = sums[0].add(sums[1]).add(sums[2].add(sums[3]));
     (low, high, sum.mul(V::splat(1.0 / GROUP as f32)))
 }
