@@ -22,6 +22,8 @@ mod isa;
 )]
 mod kernel;
 mod layout;
+#[cfg(test)]
+mod tests;
 
 pub use block::{
     CHUNK, CODE_SCALE, EarlyBlock, FORK_FTYPE_ID, FORK_GGML_TYPE_ID, FTYPE_ID, GGML_TYPE_ID, GROUP, GROUPS, ROW_BYTES,

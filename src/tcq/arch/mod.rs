@@ -56,10 +56,12 @@ pub(super) trait Lanes: Copy {
         for (lanes, vector) in lanes.iter_mut().zip(vectors) {
             vector.store(lanes);
         }
-        std::array::from_fn(|j| {
+        let mut transposed = vectors;
+        for (j, vector) in transposed.iter_mut().enumerate() {
             let column: [f32; 16] = std::array::from_fn(|lane| lanes[lane % 8][j + lane / 8 * 8]);
-            Self::load(&column)
-        })
+            *vector = Self::load(&column);
+        }
+        transposed
     }
 }
 

@@ -8,11 +8,19 @@ use super::Lanes;
 #[derive(Clone, Copy)]
 pub(in crate::tcq) struct Scalar([f32; 8]);
 
-impl Scalar {
-    #[inline(always)]
-    fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
-        Self(std::array::from_fn(|lane| f(self.0[lane], other.0[lane])))
-    }
+/// Implements an operation lane by lane.
+macro_rules! lane_by_lane {
+    ($($name:ident($a:ident, $b:ident) = $value:expr;)*) => {$(
+        #[inline(always)]
+        fn $name(self, other: Self) -> Self {
+            let mut lanes = [0.0; 8];
+            for lane in 0..8 {
+                let ($a, $b) = (self.0[lane], other.0[lane]);
+                lanes[lane] = $value;
+            }
+            Self(lanes)
+        }
+    )*};
 }
 
 impl Lanes for Scalar {
@@ -25,7 +33,9 @@ impl Lanes for Scalar {
 
     #[inline(always)]
     fn load(from: &[f32]) -> Self {
-        Self(std::array::from_fn(|lane| from[..8][lane]))
+        let mut lanes = [0.0; 8];
+        lanes.copy_from_slice(&from[..8]);
+        Self(lanes)
     }
 
     #[inline(always)]
@@ -33,45 +43,33 @@ impl Lanes for Scalar {
         to[..8].copy_from_slice(&self.0);
     }
 
-    #[inline(always)]
-    fn add(self, other: Self) -> Self {
-        self.zip(other, |a, b| a + b)
-    }
-
-    #[inline(always)]
-    fn sub(self, other: Self) -> Self {
-        self.zip(other, |a, b| a - b)
-    }
-
-    #[inline(always)]
-    fn mul(self, other: Self) -> Self {
-        self.zip(other, |a, b| a * b)
-    }
-
-    #[inline(always)]
-    fn div(self, other: Self) -> Self {
-        self.zip(other, |a, b| a / b)
-    }
-
-    #[inline(always)]
-    fn min(self, other: Self) -> Self {
-        self.zip(other, |a, b| if a < b { a } else { b })
-    }
-
-    #[inline(always)]
-    fn max(self, other: Self) -> Self {
-        self.zip(other, |a, b| if a > b { a } else { b })
+    lane_by_lane! {
+        add(a, b) = a + b;
+        sub(a, b) = a - b;
+        mul(a, b) = a * b;
+        div(a, b) = a / b;
+        min(a, b) = if a < b { a } else { b };
+        max(a, b) = if a > b { a } else { b };
     }
 
     #[inline(always)]
     fn abs(self) -> Self {
-        Self(self.0.map(f32::abs))
+        let mut lanes = self.0;
+        for lane in &mut lanes {
+            *lane = lane.abs();
+        }
+        Self(lanes)
     }
 
     #[inline(always)]
     fn select_less(self, bound: Self, then: Self, otherwise: Self) -> Self {
-        let pick = |lane: usize| if self.0[lane] < bound.0[lane] { then.0[lane] } else { otherwise.0[lane] };
-        Self(std::array::from_fn(pick))
+        let mut lanes = otherwise.0;
+        for lane in 0..8 {
+            if self.0[lane] < bound.0[lane] {
+                lanes[lane] = then.0[lane];
+            }
+        }
+        Self(lanes)
     }
 
     #[inline(always)]

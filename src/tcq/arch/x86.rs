@@ -92,24 +92,41 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     fn transpose(v: [Self; 8]) -> [Self; 8] {
+        let ([a, b, c, d], [e, f, g, h]) =
+            (Self::quarters(v[0], v[1], v[2], v[3]), Self::quarters(v[4], v[5], v[6], v[7]));
+        [
+            a.low_quarters(e),
+            b.low_quarters(f),
+            c.low_quarters(g),
+            d.low_quarters(h),
+            a.high_quarters(e),
+            b.high_quarters(f),
+            c.high_quarters(g),
+            d.high_quarters(h),
+        ]
+    }
+}
+
+impl Avx2 {
+    /// Transposes four vectors within their 128-bit quarters: the first steps of a transposition of eight.
+    #[inline(always)]
+    fn quarters(a: Self, b: Self, c: Self, d: Self) -> [Self; 4] {
         // SAFETY: `dispatch` found AVX2.
         unsafe {
-            // Pairs of rows, then quadruples of rows, then the 128-bit halves.
-            let pair = |a: usize| (_mm256_unpacklo_ps(v[a].0, v[a + 1].0), _mm256_unpackhi_ps(v[a].0, v[a + 1].0));
-            let quad = |a: usize| {
-                let ((low, high), (next_low, next_high)) = (pair(a), pair(a + 2));
-                [
-                    _mm256_shuffle_ps::<0b01_00_01_00>(low, next_low),
-                    _mm256_shuffle_ps::<0b11_10_11_10>(low, next_low),
-                    _mm256_shuffle_ps::<0b01_00_01_00>(high, next_high),
-                    _mm256_shuffle_ps::<0b11_10_11_10>(high, next_high),
-                ]
-            };
-            let (top, bottom) = (quad(0), quad(4));
-            let left = |j: usize| Self(_mm256_permute2f128_ps::<0x20>(top[j], bottom[j]));
-            let right = |j: usize| Self(_mm256_permute2f128_ps::<0x31>(top[j], bottom[j]));
-            [left(0), left(1), left(2), left(3), right(0), right(1), right(2), right(3)]
+            let (low_ab, high_ab) = (_mm256_unpacklo_ps(a.0, b.0), _mm256_unpackhi_ps(a.0, b.0));
+            let (low_cd, high_cd) = (_mm256_unpacklo_ps(c.0, d.0), _mm256_unpackhi_ps(c.0, d.0));
+            [
+                Self(_mm256_shuffle_ps::<0b01_00_01_00>(low_ab, low_cd)),
+                Self(_mm256_shuffle_ps::<0b11_10_11_10>(low_ab, low_cd)),
+                Self(_mm256_shuffle_ps::<0b01_00_01_00>(high_ab, high_cd)),
+                Self(_mm256_shuffle_ps::<0b11_10_11_10>(high_ab, high_cd)),
+            ]
         }
+    }
+
+    intrinsics! {
+        low_quarters(self, other) = _mm256_permute2f128_ps::<0x20>(self.0, other.0);
+        high_quarters(self, other) = _mm256_permute2f128_ps::<0x31>(self.0, other.0);
     }
 }
 
@@ -189,25 +206,42 @@ impl Lanes for Avx512 {
 
     #[inline(always)]
     fn transpose(v: [Self; 8]) -> [Self; 8] {
+        let ([a, b, c, d], [e, f, g, h]) =
+            (Self::quarters(v[0], v[1], v[2], v[3]), Self::quarters(v[4], v[5], v[6], v[7]));
+        [
+            a.even_quarters(e),
+            b.even_quarters(f),
+            c.even_quarters(g),
+            d.even_quarters(h),
+            a.odd_quarters(e),
+            b.odd_quarters(f),
+            c.odd_quarters(g),
+            d.odd_quarters(h),
+        ]
+    }
+}
+
+impl Avx512 {
+    /// Transposes four vectors within their 128-bit quarters: the first steps of a transposition of eight.
+    #[inline(always)]
+    fn quarters(a: Self, b: Self, c: Self, d: Self) -> [Self; 4] {
         // SAFETY: `dispatch` found AVX-512F.
         unsafe {
-            // As with AVX2, in both halves at once; the last step picks 128-bit quarters, counted from 0 in the first operand, 4 in the second.
-            let pair = |a: usize| (_mm512_unpacklo_ps(v[a].0, v[a + 1].0), _mm512_unpackhi_ps(v[a].0, v[a + 1].0));
-            let quad = |a: usize| {
-                let ((low, high), (next_low, next_high)) = (pair(a), pair(a + 2));
-                [
-                    _mm512_shuffle_ps::<0b01_00_01_00>(low, next_low),
-                    _mm512_shuffle_ps::<0b11_10_11_10>(low, next_low),
-                    _mm512_shuffle_ps::<0b01_00_01_00>(high, next_high),
-                    _mm512_shuffle_ps::<0b11_10_11_10>(high, next_high),
-                ]
-            };
-            let (top, bottom) = (quad(0), quad(4));
-            let even = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
-            let odd = _mm512_setr_epi32(4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
-            let left = |j: usize| Self(_mm512_permutex2var_ps(top[j], even, bottom[j]));
-            let right = |j: usize| Self(_mm512_permutex2var_ps(top[j], odd, bottom[j]));
-            [left(0), left(1), left(2), left(3), right(0), right(1), right(2), right(3)]
+            let (low_ab, high_ab) = (_mm512_unpacklo_ps(a.0, b.0), _mm512_unpackhi_ps(a.0, b.0));
+            let (low_cd, high_cd) = (_mm512_unpacklo_ps(c.0, d.0), _mm512_unpackhi_ps(c.0, d.0));
+            [
+                Self(_mm512_shuffle_ps::<0b01_00_01_00>(low_ab, low_cd)),
+                Self(_mm512_shuffle_ps::<0b11_10_11_10>(low_ab, low_cd)),
+                Self(_mm512_shuffle_ps::<0b01_00_01_00>(high_ab, high_cd)),
+                Self(_mm512_shuffle_ps::<0b11_10_11_10>(high_ab, high_cd)),
+            ]
         }
+    }
+
+    intrinsics! {
+        even_quarters(self, other) =
+            _mm512_permutex2var_ps(self.0, _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27), other.0);
+        odd_quarters(self, other) =
+            _mm512_permutex2var_ps(self.0, _mm512_setr_epi32(4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31), other.0);
     }
 }

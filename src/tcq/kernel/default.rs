@@ -19,9 +19,19 @@ pub(in crate::tcq) fn draft<V: Lanes>(values: &Turned) -> Draft {
     for (vector, grid) in grids.iter_mut().enumerate().take(vectors::<V>()) {
         *grid = search(&values.load_group(vector));
     }
+    let mut excesses = [V::splat(0.0); GROUPS];
+    for (excess, grid) in excesses.iter_mut().zip(&grids) {
+        *excess = grid.offset_excess();
+    }
+    let excess = row_max(&excesses);
+    let (mut steps, mut offsets) = ([V::splat(0.0); GROUPS], [V::splat(0.0); GROUPS]);
+    for (vector, grid) in grids.iter_mut().enumerate() {
+        *grid = grid.canonical(excess);
+        (steps[vector], offsets[vector]) = (grid.step.abs(), grid.offset.abs());
+    }
     let mut draft = Draft::zeroed();
-    let (scale, stored_scale) = to_halves(row_max(&grids.map(|grid| grid.step.abs())), round_half);
-    let (zero, stored_zero) = to_halves(row_max(&grids.map(|grid| grid.offset.abs())), round_half);
+    let (scale, stored_scale) = to_halves(row_max(&steps), round_half);
+    let (zero, stored_zero) = to_halves(row_max(&offsets), round_half);
     (draft.tile.scale, draft.tile.zero) = (scale, zero);
     let (scale, zero) = (Stored::new(stored_scale), Stored::new(stored_zero));
     let mut errors = [V::splat(0.0); GROUPS];
@@ -46,6 +56,18 @@ struct Settled<V> {
     error_sq: V,
 }
 
+impl<V: Lanes> Settled<V> {
+    /// Keeps the better of two, itself when they are equal.
+    #[inline(always)]
+    fn or_better(self, other: Self) -> Self {
+        Self {
+            scale_code: other.error_sq.select_less(self.error_sq, other.scale_code, self.scale_code),
+            zero_code: other.error_sq.select_less(self.error_sq, other.zero_code, self.zero_code),
+            error_sq: other.error_sq.min(self.error_sq),
+        }
+    }
+}
+
 /// Finds the codes of a grid: the nearest and their neighbours are tried.
 #[inline(always)]
 fn settle<V: Lanes>(values: &[V; GROUP], grid: Grid<V>, scale: Stored<V>, zero: Stored<V>) -> Settled<V> {
@@ -57,12 +79,7 @@ fn settle<V: Lanes>(values: &[V; GROUP], grid: Grid<V>, scale: Stored<V>, zero: 
         let scale_code = clamp_code(scale_code.add(V::splat(scale_move)));
         let zero_code = clamp_code(zero_code.add(V::splat(zero_move)));
         let error_sq = loss(values, scale.coded(scale_code), zero.coded(zero_code));
-        let choose = |mine: V, theirs: V| error_sq.select_less(best.error_sq, theirs, mine);
-        best = Settled {
-            scale_code: choose(best.scale_code, scale_code),
-            zero_code: choose(best.zero_code, zero_code),
-            error_sq: choose(best.error_sq, error_sq),
-        };
+        best = best.or_better(Settled { scale_code, zero_code, error_sq });
     }
     best
 }

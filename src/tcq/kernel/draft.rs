@@ -67,11 +67,12 @@ impl Draft {
 /// from the next; flipping the top bit of every nibble then gives two's complement.
 #[inline(always)]
 pub(super) fn pack_codes<V: Lanes>(tile: &mut Tile, vector: usize, codes: &[V; GROUP]) {
-    let words: [V; TILE_ROWS] = std::array::from_fn(|word| {
-        let pair = |k: usize| codes[k].add(codes[k + 1].mul(V::splat(16.0)));
-        let four = pair(4 * word).add(pair(4 * word + 2).mul(V::splat(256.0)));
-        four.add(V::splat(WORD_BITS))
-    });
+    let mut words = [V::splat(WORD_BITS); TILE_ROWS];
+    for (word, codes) in words.iter_mut().zip(codes.as_chunks::<4>().0) {
+        let low = codes[0].add(codes[1].mul(V::splat(16.0)));
+        let high = codes[2].add(codes[3].mul(V::splat(16.0)));
+        *word = low.add(high.mul(V::splat(256.0))).add(*word);
+    }
     for (row, words) in V::transpose(words).into_iter().enumerate() {
         let words = lanes(words);
         for half in 0..V::WIDTH / TILE_ROWS {
@@ -136,18 +137,28 @@ pub(in crate::tcq) fn sum_of_squares<V: Lanes>(values: &Turned) -> [f32; TILE_RO
 #[inline(always)]
 pub(super) fn loss<V: Lanes>(values: &[V; GROUP], step: V, offset: V) -> V {
     let inverse = invert(step);
-    let mut error_sq = [V::splat(0.0); 2];
-    for (k, value) in values.iter().enumerate() {
-        let code = round_code(value.sub(offset).mul(inverse));
-        let error = value.sub(step.mul(code).add(offset));
-        error_sq[k % 2] = error_sq[k % 2].add(error.mul(error));
+    let (mut even, mut odd) = (V::splat(0.0), V::splat(0.0));
+    for [first, second] in values.as_chunks::<2>().0 {
+        even = even.add(squared_error(*first, inverse, step, offset));
+        odd = odd.add(squared_error(*second, inverse, step, offset));
     }
-    error_sq[0].add(error_sq[1])
+    even.add(odd)
+}
+
+#[inline(always)]
+fn squared_error<V: Lanes>(value: V, inverse: V, step: V, offset: V) -> V {
+    let code = round_code(value.sub(offset).mul(inverse));
+    let error = value.sub(step.mul(code).add(offset));
+    error.mul(error)
 }
 
 /// Codes a group with a step and an offset.
 #[inline(always)]
 pub(super) fn codes<V: Lanes>(values: &[V; GROUP], step: V, offset: V) -> [V; GROUP] {
     let inverse = invert(step);
-    std::array::from_fn(|k| round_code(values[k].sub(offset).mul(inverse)))
+    let mut codes = *values;
+    for code in &mut codes {
+        *code = round_code(code.sub(offset).mul(inverse));
+    }
+    codes
 }

@@ -52,13 +52,13 @@ fn group_scale<V: Lanes>(values: &[V; GROUP]) -> V {
 fn code_group<V: Lanes>(tile: &mut Tile, vector: usize, values: &Turned, scale: V, step: V) -> V {
     let inverse = V::splat(1.0).div(scale);
     let mut error_sq = V::splat(0.0);
-    let codes = std::array::from_fn(|k| {
-        let value: V = values.load(vector, k);
-        let code = round_away(value.mul(inverse)).max(V::splat(-8.0)).min(V::splat(7.0));
-        let error = value.sub(step.mul(code));
+    let mut codes = values.load_group::<V>(vector);
+    for code in &mut codes {
+        let value = *code;
+        *code = round_away(value.mul(inverse)).max(V::splat(-8.0)).min(V::splat(7.0));
+        let error = value.sub(step.mul(*code));
         error_sq = error_sq.add(error.mul(error));
-        code
-    });
+    }
     pack_codes(tile, vector, &codes);
     error_sq
 }

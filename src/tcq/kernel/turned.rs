@@ -47,7 +47,11 @@ impl Turned {
     /// Reads all elements of the groups of a vector.
     #[inline(always)]
     pub(super) fn load_group<V: Lanes>(&self, vector: usize) -> [V; GROUP] {
-        std::array::from_fn(|k| self.load(vector, k))
+        let mut values = [V::splat(0.0); GROUP];
+        for (k, value) in values.iter_mut().enumerate() {
+            *value = self.load(vector, k);
+        }
+        values
     }
 
     /// Writes element `k` of the groups of a vector.
@@ -62,10 +66,11 @@ impl Turned {
         let mut turned = Self::zeroed();
         for vector in 0..vectors::<V>() {
             for k in (0..GROUP).step_by(TILE_ROWS) {
-                let along: [V; TILE_ROWS] = std::array::from_fn(|row| {
+                let mut along = [V::splat(0.0); TILE_ROWS];
+                for (row, values) in along.iter_mut().enumerate() {
                     let row = &rows[row * stride..][..CHUNK];
-                    V::load_halves(&row[column::<V>(vector, 0, k)..], &row[column::<V>(vector, 1, k)..])
-                });
+                    *values = V::load_halves(&row[column::<V>(vector, 0, k)..], &row[column::<V>(vector, 1, k)..]);
+                }
                 for (i, values) in V::transpose(along).into_iter().enumerate() {
                     turned.store(vector, k + i, values);
                 }
@@ -79,7 +84,10 @@ impl Turned {
     pub(in crate::tcq) fn scatter<V: Lanes>(&self, rows: &mut [f32], stride: usize) {
         for vector in 0..vectors::<V>() {
             for k in (0..GROUP).step_by(TILE_ROWS) {
-                let across: [V; TILE_ROWS] = std::array::from_fn(|i| self.load(vector, k + i));
+                let mut across = [V::splat(0.0); TILE_ROWS];
+                for (i, values) in across.iter_mut().enumerate() {
+                    *values = self.load(vector, k + i);
+                }
                 for (row, values) in V::transpose(across).into_iter().enumerate() {
                     let (low, high) = rows[row * stride..][..CHUNK].split_at_mut(CHUNK / 2);
                     let low_at = column::<V>(vector, 0, k);
@@ -160,10 +168,17 @@ pub(super) fn row_max<V: Lanes>(values: &[V]) -> V {
 /// The sum over each row's groups, in all lanes of the row: first groups `g` and `g + 4`, then these in order.
 #[inline(always)]
 pub(super) fn row_sum<V: Lanes>(values: &[V]) -> V {
-    let folded = |i: usize| {
-        if V::WIDTH == TILE_ROWS { values[i].add(values[i + 4]) } else { values[i].add(values[i].swap_halves()) }
-    };
-    folded(0).add(folded(1)).add(folded(2)).add(folded(3))
+    let mut sum = pair_of_groups(values, 0);
+    for i in 1..GROUPS / 2 {
+        sum = sum.add(pair_of_groups(values, i));
+    }
+    sum
+}
+
+/// The sum of groups `i` and `i + 4`.
+#[inline(always)]
+fn pair_of_groups<V: Lanes>(values: &[V], i: usize) -> V {
+    values[i].add(if V::WIDTH == TILE_ROWS { values[i + GROUPS / 2] } else { values[i].swap_halves() })
 }
 
 /// Transforms chunks of 256 values in place.
