@@ -1,20 +1,24 @@
 //! `tcq4 calibrate`: text through the model, permutations (and statistics) out.
 
+use std::path::{Path, PathBuf};
+
 use serde_json::json;
 
 use super::perms::{Request, make};
 use super::statistics::{self, Keep};
 use crate::cli::args::CalibrateArgs;
-use crate::cli::{Outcome, Session};
+use crate::cli::{Outcome, Session, settings};
 use crate::gguf::Source;
 use crate::util::atomic_file::check_target;
 use crate::util::progress::Progress;
 
 pub(in crate::cli) fn run(session: &Session, args: &CalibrateArgs) -> Outcome {
     let source = Source::open(&args.model)?;
-    let inputs: Vec<&std::path::Path> = source.shards().collect();
-    for output in std::iter::once(&args.output).chain(&args.stats) {
-        check_target(output, args.force, &inputs)?;
+    let texts = &args.calibration.calibration;
+    let inputs: Vec<&Path> = source.shards().chain(texts.iter().map(PathBuf::as_path)).collect();
+    check_target(&args.output, args.force, &inputs)?;
+    if let Some(path) = &args.stats {
+        settings::check_side_output(path, &args.output, args.force, &source, texts)?;
     }
     let statistics = if args.calibration.calibration.is_empty() {
         session.progress.note("no calibration text (-c): permutations come from the model's structure alone, which is fast and less accurate");
@@ -28,7 +32,8 @@ pub(in crate::cli) fn run(session: &Session, args: &CalibrateArgs) -> Outcome {
         session.printer.text(&format!("{}: statistics of {} tensors", path.display(), statistics.entries.len()));
     }
     let measured = statistics.as_ref().map(|(statistics, _)| statistics);
-    let request = Request { source: &source, statistics: measured, order: args.order, output: &args.output, force: args.force };
+    let request =
+        Request { source: &source, statistics: measured, order: args.order, output: &args.output, force: args.force };
     let count = make(session, &request)?;
     if let Some((_, keep)) = &statistics {
         keep.forget()?;

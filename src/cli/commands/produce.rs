@@ -1,7 +1,7 @@
 //! What `convert` and `quantize` share: show the plan, prepare, encode, write, and say what was done.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -28,6 +28,8 @@ pub(super) struct Production<'a> {
     pub(super) method: &'a MethodArgs,
     pub(super) types: &'a TypeArgs,
     pub(super) out: &'a OutputArgs,
+    /// Files read besides the model, which no output may replace.
+    pub(super) inputs: &'a [PathBuf],
 }
 
 /// What is known about the model's activations.
@@ -55,7 +57,9 @@ impl Production<'_> {
         let plan = Conversion::new(self.source, &settings::plan_settings(self.types))?;
         if self.out.dry_run {
             self.session.printer.text(&plan_text::full(self.source, &plan));
-            self.session.printer.record("plan", json!({ "plan": plan, "bytes": plan.bytes(), "bits_per_weight": plan.bits() }));
+            self.session
+                .printer
+                .record("plan", json!({ "plan": plan, "bytes": plan.bytes(), "bits_per_weight": plan.bits() }));
         } else {
             self.session.printer.text(&plan_text::summary(self.source, &plan));
         }
@@ -65,7 +69,7 @@ impl Production<'_> {
         if self.out.dry_run {
             return Ok(None);
         }
-        let inputs: Vec<&Path> = self.source.shards().collect();
+        let inputs: Vec<&Path> = self.source.shards().chain(self.inputs.iter().map(PathBuf::as_path)).collect();
         check_target(self.output, self.out.force, &inputs)?;
         Ok(Some(plan))
     }
@@ -75,13 +79,15 @@ impl Production<'_> {
         let started = Instant::now();
         let codec = self.session.codec(self.method.encoder)?;
         let statistics = evidence.statistics.as_ref();
-        let settings = settings::method_settings(self.method, plan, statistics.is_some(), evidence.orders.clone(), codec)?;
+        let settings =
+            settings::method_settings(self.method, plan, statistics.is_some(), evidence.orders.clone(), codec)?;
         let read = |tensor: &_, first, out: &mut [f32]| crate::convert::read_rows(self.source, tensor, first, out);
         let prepared = prepare(self.source, &read, statistics, &settings, &self.session.progress)?;
         for notice in &prepared.notices {
             self.session.progress.note(notice);
         }
-        let provenance = Provenance { encoder: self.method.encoder, recipe: self.recipe(), calibration: calibration_keys(evidence) };
+        let provenance =
+            Provenance { encoder: self.method.encoder, recipe: self.recipe(), calibration: calibration_keys(evidence) };
         let metadata = output_metadata(self.source, plan, &prepared.transforms, &provenance);
         let job = Job { source: self.source, plan, transforms: &prepared.transforms, codec, metadata };
         let target = settings::target(self.output, self.out, self.source);
@@ -89,7 +95,13 @@ impl Production<'_> {
         let seconds = started.elapsed();
         let bits = plan.bits();
         self.session.printer.text(&done(&converted, bits, Elapsed(seconds)));
-        let record = Record { converted: &converted, bits_per_weight: bits, seconds: seconds.as_secs_f64(), plan, prepared: &prepared };
+        let record = Record {
+            converted: &converted,
+            bits_per_weight: bits,
+            seconds: seconds.as_secs_f64(),
+            plan,
+            prepared: &prepared,
+        };
         self.session.printer.record("convert", record);
         let fell_back = prepared.groups.iter().any(|g| g.unscaled.is_some() || g.unordered.is_some());
         Ok(if self.types.strict && fell_back { Class::Strict.code() } else { 0 })
@@ -143,13 +155,18 @@ fn calibration_keys(evidence: &Evidence) -> Vec<(String, CalibrationValue)> {
 
 fn done(converted: &Converted, bits: f64, elapsed: Elapsed) -> String {
     let files = converted.outputs.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join("\n");
+    let written = format!("{files}\n{}, {bits:.3} bits a weight, in {elapsed}", Bytes(converted.bytes));
+    if converted.losses.is_empty() {
+        return written;
+    }
     let weights: u64 = converted.losses.iter().map(|l| l.weights).sum();
     let error = converted.losses.iter().map(|l| l.error_rel * l.weights as f64).sum::<f64>() / weights.max(1) as f64;
     let worst = converted.losses.iter().max_by(|a, b| a.error_rel.total_cmp(&b.error_rel));
-    let worst = worst.map_or(String::new(), |TensorLoss { name, error_rel, .. }| format!(", at most {:.3} % ({name})", error_rel * 100.0));
+    let worst = worst.map_or(String::new(), |TensorLoss { name, error_rel, .. }| {
+        format!(", at most {:.3} % ({name})", error_rel * 100.0)
+    });
     format!(
-        "{files}\n{}, {bits:.3} bits a weight, in {elapsed}\nTCQ4 tensors: {}, relative squared error of the weights {:.3} %{worst}",
-        Bytes(converted.bytes),
+        "{written}\nTCQ4 tensors: {}, relative squared error of the weights {:.3} %{worst}",
         converted.losses.len(),
         error * 100.0,
     )
