@@ -21,7 +21,7 @@ pub struct TypeLayout {
 
 /// Declares the constants and the table from one list, so that they cannot differ.
 macro_rules! types {
-    ($($(#[$doc:meta])* $constant:ident = $id:expr, $name:literal, $block:literal, $bytes:expr;)*) => {
+    ($($(#[$doc:meta])* $constant:ident = $id:expr, $name:literal, $block:expr, $bytes:expr;)*) => {
         #[allow(missing_docs, reason = "the names are ggml's")]
         impl GgmlType {
             $($(#[$doc])* pub const $constant: GgmlType = GgmlType($id);)*
