@@ -12,7 +12,9 @@ use crate::tcq::{Encoder, Isa};
 /// Converts F16 GGUF models to TCQ4_K32: 4-bit weights for INT4 tensor cores, calibrated through llama.cpp.
 #[derive(Debug, Parser)]
 #[command(name = "tcq4", version, long_version = super::version::LONG.as_str(), max_term_width = 120, propagate_version = false)]
-#[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused input, 4 fallbacks under --strict, 130 interrupted.")]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused input, 4 fallbacks under --strict, 130 interrupted."
+)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: GlobalArgs,

@@ -32,7 +32,9 @@ impl TerminalProgress {
 
     fn style(unit: Unit) -> ProgressStyle {
         let template = match unit {
-            Unit::Bytes => "{msg:>12} {bar:30} {percent:>3} %  {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  {eta} left",
+            Unit::Bytes => {
+                "{msg:>12} {bar:30} {percent:>3} %  {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  {eta} left"
+            }
             Unit::Tokens => "{msg:>12} {bar:30} {percent:>3} %  {human_pos}/{human_len} tokens  {per_sec}  {eta} left",
             Unit::Items => "{msg:>12} {bar:30} {percent:>3} %  {human_pos}/{human_len}  {eta} left",
         };

@@ -40,7 +40,10 @@ pub(super) fn method_settings(
         Some(_) if !has_statistics => {
             return Err(Error::Usage {
                 message: "--scales needs statistics of the activations".into(),
-                hint: Some("pass --stats FILE, made by `tcq4 calibrate --stats` or llama-imatrix, or use `tcq4 convert`".into()),
+                hint: Some(
+                    "pass --stats FILE, made by `tcq4 calibrate --stats` or llama-imatrix, or use `tcq4 convert`"
+                        .into(),
+                ),
             });
         }
         None | Some(ScalesArg::ClosedForm) => Scales::ClosedForm,

@@ -20,7 +20,9 @@ impl Table {
 
     /// The table as text, without a newline at its end.
     pub(crate) fn render(&self) -> String {
-        let width = |column: usize| self.rows.iter().filter_map(|r| r.get(column)).map(|c| c.chars().count()).max().unwrap_or(0);
+        let width = |column: usize| {
+            self.rows.iter().filter_map(|r| r.get(column)).map(|c| c.chars().count()).max().unwrap_or(0)
+        };
         let widths: Vec<usize> = (0..self.right.len()).map(width).collect();
         let line = |row: &Vec<String>| {
             let cells = row.iter().zip(&widths).zip(&self.right).map(|((cell, &width), &right)| match right {

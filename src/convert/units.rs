@@ -35,7 +35,8 @@ pub(super) fn cut(shapes: impl IntoIterator<Item = (u64, u64)>) -> Vec<RowUnit> 
 pub fn working_memory(plan: &Conversion) -> u64 {
     let row = plan.tensors.iter().map(|t| t.dims.first().copied().unwrap_or(1)).max().unwrap_or(1);
     let run = RUN_ELEMENTS.max(row * TILE_ROWS as u64);
-    let transforms: u64 = plan.tensors.iter().map(|t| t.dims.iter().take(2).sum::<u64>() * size_of::<f32>() as u64).sum();
+    let transforms: u64 =
+        plan.tensors.iter().map(|t| t.dims.iter().take(2).sum::<u64>() * size_of::<f32>() as u64).sum();
     rayon::current_num_threads() as u64 * run * 4 * size_of::<f32>() as u64 + 2 * transforms
 }
 

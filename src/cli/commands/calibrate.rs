@@ -28,7 +28,8 @@ pub(in crate::cli) fn run(session: &Session, args: &CalibrateArgs) -> Outcome {
         session.printer.text(&format!("{}: statistics of {} tensors", path.display(), statistics.entries.len()));
     }
     let measured = statistics.as_ref().map(|(statistics, _)| statistics);
-    let request = Request { source: &source, statistics: measured, order: args.order, output: &args.output, force: args.force };
+    let request =
+        Request { source: &source, statistics: measured, order: args.order, output: &args.output, force: args.force };
     let count = make(session, &request)?;
     if let Some((_, keep)) = &statistics {
         keep.forget()?;

@@ -12,7 +12,12 @@ pub(in crate::cli) fn run(session: &Session, args: &DequantizeArgs) -> Outcome {
     let codec = session.codec(Encoder::Default)?;
     let ty = args.float_type.into();
     let done = dequantize(&file, &args.output, ty, args.force, codec, &session.progress)?;
-    session.printer.text(&format!("{}: {} tensors decoded to {ty}, {}", done.output.display(), done.tensors, Bytes(done.bytes)));
+    session.printer.text(&format!(
+        "{}: {} tensors decoded to {ty}, {}",
+        done.output.display(),
+        done.tensors,
+        Bytes(done.bytes)
+    ));
     session.printer.record("dequantize", &done);
     Ok(0)
 }

@@ -37,7 +37,8 @@ pub(in crate::cli) fn run(session: &Session, args: &EvalArgs) -> Outcome {
     } else {
         Model::load(&args.model, &ModelOptions { gpu_layers: args.ngl })?
     };
-    let options = PerplexityOptions { ctx: args.ctx, chunks: args.chunks.map(|n| n as usize), threads: session.threads() };
+    let options =
+        PerplexityOptions { ctx: args.ctx, chunks: args.chunks.map(|n| n as usize), threads: session.threads() };
     let result = perplexity(&model, &corpus.text, &options, &session.progress)?;
     session.printer.text(&format!(
         "{}: perplexity {:.4} ± {:.4} ({} chunks of {} tokens)",
@@ -47,8 +48,14 @@ pub(in crate::cli) fn run(session: &Session, args: &EvalArgs) -> Outcome {
         result.chunks,
         result.ctx
     ));
-    let record =
-        Record { model: &args.model, text: &args.text, perplexity: result.value, error: result.error, decoded, details: &result };
+    let record = Record {
+        model: &args.model,
+        text: &args.text,
+        perplexity: result.value,
+        error: result.error,
+        decoded,
+        details: &result,
+    };
     session.printer.record("eval", record);
     Ok(0)
 }

@@ -46,7 +46,13 @@ fn types(summary: &Summary) -> String {
     let mut table = Table::new(&["type", ">tensors", ">weights", ">bytes", ">bits"]);
     for share in &summary.types {
         let bits = share.bytes as f64 * 8.0 / share.weights.max(1) as f64;
-        table.row([share.ty.clone(), share.tensors.to_string(), count(share.weights), Bytes(share.bytes).to_string(), format!("{bits:.3}")]);
+        table.row([
+            share.ty.clone(),
+            share.tensors.to_string(),
+            count(share.weights),
+            Bytes(share.bytes).to_string(),
+            format!("{bits:.3}"),
+        ]);
     }
     table.render()
 }
@@ -60,7 +66,11 @@ fn metadata(summary: &Summary, all: bool) -> String {
         table.row([key.clone(), value.clone()]);
     }
     let hidden = summary.metadata.len() - shown;
-    let rest = if hidden > 0 { format!("\n… {hidden} more keys; --all shows them, and every tensor") } else { String::new() };
+    let rest = if hidden > 0 {
+        format!("\n… {hidden} more keys; --all shows them, and every tensor")
+    } else {
+        String::new()
+    };
     table.render() + &rest
 }
 
@@ -69,7 +79,13 @@ fn tensors(summary: &Summary) -> String {
     for tensor in &summary.tensors {
         let shape = tensor.dims.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
         let permuted = if tensor.permuted { "yes" } else { "" };
-        table.row([tensor.name.clone(), tensor.ty.clone(), shape, Bytes(tensor.bytes).to_string(), permuted.to_string()]);
+        table.row([
+            tensor.name.clone(),
+            tensor.ty.clone(),
+            shape,
+            Bytes(tensor.bytes).to_string(),
+            permuted.to_string(),
+        ]);
     }
     table.render()
 }

@@ -23,10 +23,17 @@ pub(in crate::cli) fn run(session: &Session, args: &PermsArgs) -> Outcome {
     check_target(&args.output, args.force, &source.shards().collect::<Vec<_>>())?;
     let statistics = args.stats.as_ref().map(|path| statistics::load(path, &source)).transpose()?;
     if statistics.is_none() {
-        session.progress.note("no --stats: permutations come from the model's structure alone, which is fast and less accurate");
+        session
+            .progress
+            .note("no --stats: permutations come from the model's structure alone, which is fast and less accurate");
     }
-    let request =
-        Request { source: &source, statistics: statistics.as_ref(), order: args.order, output: &args.output, force: args.force };
+    let request = Request {
+        source: &source,
+        statistics: statistics.as_ref(),
+        order: args.order,
+        output: &args.output,
+        force: args.force,
+    };
     let count = make(session, &request)?;
     session.printer.record("perms", json!({ "output": args.output, "permutations": count }));
     Ok(0)

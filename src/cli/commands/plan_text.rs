@@ -14,7 +14,15 @@ pub(super) fn full(source: &Source, plan: &Conversion) -> String {
         let shape = tensor.dims.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
         let (from, to) = (tensor.from.to_string(), tensor.to.to_string());
         let bits = format!("{:.3}", tensor.bits());
-        table.row([tensor.name.clone(), shape, from, to, bits, Bytes(tensor.bytes).to_string(), tensor.reason.to_string()]);
+        table.row([
+            tensor.name.clone(),
+            shape,
+            from,
+            to,
+            bits,
+            Bytes(tensor.bytes).to_string(),
+            tensor.reason.to_string(),
+        ]);
     }
     format!("{}\n\n{}", table.render(), totals(source, plan))
 }
@@ -43,7 +51,11 @@ pub(super) fn summary(source: &Source, plan: &Conversion) -> String {
 
 /// The name with the block's number left open.
 fn kind(tensor: &PlannedTensor) -> String {
-    let number = tensor.name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).filter(|(n, _)| n.parse::<u32>().is_ok());
+    let number = tensor
+        .name
+        .strip_prefix("blk.")
+        .and_then(|rest| rest.split_once('.'))
+        .filter(|(n, _)| n.parse::<u32>().is_ok());
     number.map_or_else(|| tensor.name.clone(), |(_, rest)| format!("blk.*.{rest}"))
 }
 
@@ -61,7 +73,9 @@ fn totals(source: &Source, plan: &Conversion) -> String {
     if substitutions > 0 {
         let extra = plan.substitution_bytes();
         let bits = extra as f64 * 8.0 / plan.elements() as f64;
-        text += &format!("\n{substitutions} tensors cannot be TCQ4 and take another type: {bits:+.3} bits a weight over the whole model");
+        text += &format!(
+            "\n{substitutions} tensors cannot be TCQ4 and take another type: {bits:+.3} bits a weight over the whole model"
+        );
     }
     text
 }

@@ -55,7 +55,9 @@ impl Production<'_> {
         let plan = Conversion::new(self.source, &settings::plan_settings(self.types))?;
         if self.out.dry_run {
             self.session.printer.text(&plan_text::full(self.source, &plan));
-            self.session.printer.record("plan", json!({ "plan": plan, "bytes": plan.bytes(), "bits_per_weight": plan.bits() }));
+            self.session
+                .printer
+                .record("plan", json!({ "plan": plan, "bytes": plan.bytes(), "bits_per_weight": plan.bits() }));
         } else {
             self.session.printer.text(&plan_text::summary(self.source, &plan));
         }
@@ -75,13 +77,15 @@ impl Production<'_> {
         let started = Instant::now();
         let codec = self.session.codec(self.method.encoder)?;
         let statistics = evidence.statistics.as_ref();
-        let settings = settings::method_settings(self.method, plan, statistics.is_some(), evidence.orders.clone(), codec)?;
+        let settings =
+            settings::method_settings(self.method, plan, statistics.is_some(), evidence.orders.clone(), codec)?;
         let read = |tensor: &_, first, out: &mut [f32]| crate::convert::read_rows(self.source, tensor, first, out);
         let prepared = prepare(self.source, &read, statistics, &settings, &self.session.progress)?;
         for notice in &prepared.notices {
             self.session.progress.note(notice);
         }
-        let provenance = Provenance { encoder: self.method.encoder, recipe: self.recipe(), calibration: calibration_keys(evidence) };
+        let provenance =
+            Provenance { encoder: self.method.encoder, recipe: self.recipe(), calibration: calibration_keys(evidence) };
         let metadata = output_metadata(self.source, plan, &prepared.transforms, &provenance);
         let job = Job { source: self.source, plan, transforms: &prepared.transforms, codec, metadata };
         let target = settings::target(self.output, self.out, self.source);
@@ -89,7 +93,13 @@ impl Production<'_> {
         let seconds = started.elapsed();
         let bits = plan.bits();
         self.session.printer.text(&done(&converted, bits, Elapsed(seconds)));
-        let record = Record { converted: &converted, bits_per_weight: bits, seconds: seconds.as_secs_f64(), plan, prepared: &prepared };
+        let record = Record {
+            converted: &converted,
+            bits_per_weight: bits,
+            seconds: seconds.as_secs_f64(),
+            plan,
+            prepared: &prepared,
+        };
         self.session.printer.record("convert", record);
         let fell_back = prepared.groups.iter().any(|g| g.unscaled.is_some() || g.unordered.is_some());
         Ok(if self.types.strict && fell_back { Class::Strict.code() } else { 0 })
@@ -146,7 +156,9 @@ fn done(converted: &Converted, bits: f64, elapsed: Elapsed) -> String {
     let weights: u64 = converted.losses.iter().map(|l| l.weights).sum();
     let error = converted.losses.iter().map(|l| l.error_rel * l.weights as f64).sum::<f64>() / weights.max(1) as f64;
     let worst = converted.losses.iter().max_by(|a, b| a.error_rel.total_cmp(&b.error_rel));
-    let worst = worst.map_or(String::new(), |TensorLoss { name, error_rel, .. }| format!(", at most {:.3} % ({name})", error_rel * 100.0));
+    let worst = worst.map_or(String::new(), |TensorLoss { name, error_rel, .. }| {
+        format!(", at most {:.3} % ({name})", error_rel * 100.0)
+    });
     format!(
         "{files}\n{}, {bits:.3} bits a weight, in {elapsed}\nTCQ4 tensors: {}, relative squared error of the weights {:.3} %{worst}",
         Bytes(converted.bytes),

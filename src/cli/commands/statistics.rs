@@ -48,7 +48,11 @@ pub(super) fn measure(session: &Session, source: &Source, args: &CalibrationArgs
         paths => Corpus::read(paths)?,
     };
     if corpus.duplicates > 0 {
-        session.progress.note(&format!("{} of {} samples were exact duplicates and dropped", corpus.duplicates, corpus.duplicates + corpus.samples));
+        session.progress.note(&format!(
+            "{} of {} samples were exact duplicates and dropped",
+            corpus.duplicates,
+            corpus.duplicates + corpus.samples
+        ));
     }
     let model = Model::load(source.path(), &ModelOptions { gpu_layers: args.ngl })?;
     let options = CalibrationOptions {

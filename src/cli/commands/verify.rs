@@ -44,7 +44,11 @@ fn render(verification: &Verification, args: &VerifyArgs) -> String {
     let mut table = Table::new(&["tensor", ">error %", "permuted"]);
     for report in measured {
         let permuted = if report.permuted { "yes" } else { "" };
-        table.row([report.name.clone(), format!("{:.3}", percent(report.error_rel.unwrap_or(0.0))), permuted.to_string()]);
+        table.row([
+            report.name.clone(),
+            format!("{:.3}", percent(report.error_rel.unwrap_or(0.0))),
+            permuted.to_string(),
+        ]);
     }
     text + "\n" + &table.render()
 }
