@@ -2,9 +2,12 @@
 #![allow(unreachable_pub, reason = "`pub` marks what the modules of the tests share")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+mod calib;
 mod gguf;
 mod gguf_hostile;
 mod gguf_mutants;
 mod layering;
+#[cfg(feature = "llama")]
+mod llama;
 mod safety;
 mod support;
