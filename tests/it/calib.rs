@@ -169,6 +169,7 @@ fn flattened_experts_get_their_matrices_back() {
 
 #[cfg(feature = "llama")]
 mod runs {
+    use std::process::Command;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
@@ -181,6 +182,7 @@ mod runs {
     use tcq4::util::progress::{NoProgress, Progress, Unit};
 
     use super::*;
+    use crate::support::skip;
 
     /// Sums of the same rows, added up in another order.
     const ORDER_TOLERANCE: f64 = 1e-12;
@@ -325,5 +327,45 @@ mod runs {
         let result = perplexity(&setup.model, &setup.corpus.text, &options, &NoProgress).unwrap();
         assert_eq!((result.chunks, result.tokens, result.running.len()), (4, 4 * 15, 4));
         assert!(result.value > 50.0 && result.error > 0.0, "{result:?}");
+    }
+
+    /// Against f32 sums of as many rows, added one by one.
+    const PEER_TOLERANCE: f64 = 1e-5;
+
+    #[test]
+    fn llama_imatrix_measures_the_same_and_llama_quantize_reads_it() {
+        let Some(bin) = std::env::var_os("TCQ4_LLAMA_BIN").map(PathBuf::from) else {
+            return skip("TCQ4_LLAMA_BIN does not name the folder of llama.cpp's programs");
+        };
+        let setup = setup();
+        let file = |name: &str| setup.dir.file(name).display().to_string();
+        let call = |program: &str, arguments: &[&str]| {
+            let out = Command::new(bin.join(program)).args(arguments).output().unwrap();
+            assert!(out.status.success(), "{program}: {}", String::from_utf8_lossy(&out.stderr));
+        };
+        std::fs::write(file("text.txt"), &setup.corpus.text).unwrap();
+        let ours =
+            run_with(&setup, &CalibrationOptions { selection: Selection::First, ..options() }, &NoProgress).unwrap();
+        for (name, format) in [("peer.gguf", "gguf"), ("peer.dat", "dat")] {
+            let (model, text, out) = (file("tiny.gguf"), file("text.txt"), file(name));
+            let base = ["-m", &model, "-f", &text, "-o", &out, "--output-format", format];
+            call("llama-imatrix", &[&base[..], &["-c", "32", "-b", "32", "-t", "1", "--no-ppl"]].concat());
+            let mut peer = store::load(&setup.dir.file(name)).unwrap();
+            peer.adapt(&Source::open(&setup.dir.file("tiny.gguf")).unwrap()).unwrap();
+            assert!(peer.entries.keys().eq(ours.entries.keys()), "{name}");
+            for (weight, stats) in &ours.entries {
+                let theirs = &peer.entries[weight];
+                for matrix in 0..stats.matrices {
+                    let (a, b) = (stats.importance(matrix), theirs.importance(matrix));
+                    let close = |(a, b): (&f32, &f32)| f64::from((a - b).abs()) <= PEER_TOLERANCE * f64::from(*b);
+                    assert!(a.iter().zip(&b).all(close), "{name}: {weight}, expert {matrix}");
+                }
+            }
+        }
+        store::save(&setup.dir.file("ours.gguf"), &ours, false, &[]).unwrap();
+        call(
+            "llama-quantize",
+            &["--imatrix", &file("ours.gguf"), &file("tiny.gguf"), &file("out.gguf"), "IQ2_XS", "1"],
+        );
     }
 }
