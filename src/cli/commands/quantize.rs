@@ -9,14 +9,7 @@ use crate::gguf::Source;
 
 pub(in crate::cli) fn run(session: &Session, args: &QuantizeArgs) -> Outcome {
     let source = Source::open(&args.model)?;
-    let production = Production {
-        session,
-        source: &source,
-        output: &args.output,
-        method: &args.method,
-        types: &args.types,
-        out: &args.out,
-    };
+    let production = Production { session, source: &source, output: &args.output, args: &args.production };
     let mut evidence = Evidence::default();
     if let Some(path) = &args.stats {
         evidence.statistics = Some(statistics::load(path, &source)?);
