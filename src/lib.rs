@@ -5,7 +5,7 @@
 
 // floor 0
 pub mod error;
-pub mod util;
+pub mod util; // may use error
 // floor 1
 pub mod math;
 // floor 2

@@ -131,7 +131,8 @@ impl Collector {
                 self.entries[entry].weights.push(node.weight.to_owned());
                 false
             }
-            (Some(own), Some(entry)) if own == entry => false,
+            // Seen again, the weight that captures can only be that of another graph, if llama.cpp ever cuts a batch in two.
+            (Some(own), Some(entry)) if own == entry => self.entries[own].weights[0] == node.weight,
             (own, _) => {
                 let entry = own.unwrap_or_else(|| self.add_entry(node));
                 self.graph.captures.entry(key).or_insert(entry);

@@ -84,17 +84,17 @@ impl ChannelStats {
         self.counts.iter().sum()
     }
 
-    /// E[x²] of channel `j` over the rows of all matrices; 1 where no row was seen, as in llama.cpp.
+    /// The mean of x² in channel `j` over the rows of all matrices; 1 where no row was seen, as in llama.cpp.
     pub fn mean_sq(&self, j: usize) -> f64 {
         self.pooled(&self.sum_sq, j).unwrap_or(1.0)
     }
 
-    /// E|x| of channel `j` over the rows of all matrices; 1 where no row was seen.
+    /// The mean of |x| in channel `j` over the rows of all matrices; 1 where no row was seen.
     pub fn mean_abs(&self, j: usize) -> f64 {
         self.pooled(&self.sum_abs, j).unwrap_or(1.0)
     }
 
-    /// E[x] of channel `j` over the rows of all matrices; 0 where no row was seen.
+    /// The mean of x in channel `j` over the rows of all matrices; 0 where no row was seen.
     pub fn mean(&self, j: usize) -> f64 {
         self.pooled(&self.sum, j).unwrap_or(0.0)
     }
@@ -104,7 +104,7 @@ impl ChannelStats {
         (0..self.matrices).map(|m| self.abs_max[m * self.columns + j]).fold(0.0, f32::max)
     }
 
-    /// E[x²] of each channel of one matrix, as an encoder takes it; ones where the matrix saw no row.
+    /// The mean of x² in each channel of one matrix, as an encoder takes it; ones where the matrix saw no row.
     pub fn importance(&self, matrix: usize) -> Vec<f32> {
         let count = self.counts[matrix];
         let sums = &self.sum_sq[matrix * self.columns..][..self.columns];

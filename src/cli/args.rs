@@ -158,6 +158,31 @@ pub(crate) struct OutputArgs {
     pub(crate) split_max_size: Option<Size>,
 }
 
+/// What every command takes that writes a TCQ4 model.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ProductionArgs {
+    #[command(flatten)]
+    pub(crate) method: MethodArgs,
+    #[command(flatten)]
+    pub(crate) types: TypeArgs,
+    #[command(flatten)]
+    pub(crate) out: OutputArgs,
+}
+
+/// What every command takes that writes permutations.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PermsOutputArgs {
+    /// The permutations to write (perms.json of `llama-quantize --tcq4-perms`)
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// Order of the channels [default: zigzag]
+    #[arg(long, value_enum)]
+    pub(crate) order: Option<OrderArg>,
+    /// Replace existing outputs
+    #[arg(short, long)]
+    pub(crate) force: bool,
+}
+
 /// `tcq4 convert`
 #[derive(Debug, Args)]
 pub(crate) struct ConvertArgs {
@@ -172,11 +197,7 @@ pub(crate) struct ConvertArgs {
     #[command(flatten)]
     pub(crate) calibration: CalibrationArgs,
     #[command(flatten)]
-    pub(crate) method: MethodArgs,
-    #[command(flatten)]
-    pub(crate) types: TypeArgs,
-    #[command(flatten)]
-    pub(crate) out: OutputArgs,
+    pub(crate) production: ProductionArgs,
 }
 
 /// `tcq4 calibrate`
@@ -185,21 +206,14 @@ pub(crate) struct CalibrateArgs {
     /// The model to run
     #[arg(short, long, value_name = "FILE")]
     pub(crate) model: PathBuf,
-    /// The permutations to write (perms.json of `llama-quantize --tcq4-perms`)
-    #[arg(short, long, value_name = "FILE")]
-    pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) perms: PermsOutputArgs,
     /// Keep the statistics in this file, which `llama-quantize --imatrix` reads too
     #[arg(long, value_name = "FILE", requires = "calibration")]
     pub(crate) stats: Option<PathBuf>,
-    /// Order of the channels
-    #[arg(long, value_enum)]
-    pub(crate) order: Option<OrderArg>,
     /// Continue a run that was interrupted
     #[arg(long)]
     pub(crate) resume: bool,
-    /// Replace existing outputs
-    #[arg(short, long)]
-    pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) calibration: CalibrationArgs,
 }
@@ -213,15 +227,8 @@ pub(crate) struct PermsArgs {
     /// Statistics of `tcq4 calibrate --stats` or `llama-imatrix` [default: the model's structure alone]
     #[arg(long, value_name = "FILE")]
     pub(crate) stats: Option<PathBuf>,
-    /// The permutations to write
-    #[arg(short, long, value_name = "FILE")]
-    pub(crate) output: PathBuf,
-    /// Order of the channels
-    #[arg(long, value_enum)]
-    pub(crate) order: Option<OrderArg>,
-    /// Replace an existing output
-    #[arg(short, long)]
-    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) perms: PermsOutputArgs,
 }
 
 /// `tcq4 quantize`
@@ -238,11 +245,7 @@ pub(crate) struct QuantizeArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "order")]
     pub(crate) perms: Option<PathBuf>,
     #[command(flatten)]
-    pub(crate) method: MethodArgs,
-    #[command(flatten)]
-    pub(crate) types: TypeArgs,
-    #[command(flatten)]
-    pub(crate) out: OutputArgs,
+    pub(crate) production: ProductionArgs,
 }
 
 /// `tcq4 dequantize`

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde_json::json;
+
 use super::args::{MethodArgs, OutputArgs, TypeArgs};
 use super::values::{Compat, ScalesArg};
 use crate::convert::{Conversion, PlanSettings, Target, TypeRule};
 use crate::error::{Error, Result};
 use crate::gguf::{Sharding, Source};
 use crate::math::Permutation;
-use crate::quant::{Order, Orders, Scales, Settings};
+use crate::quant::{Apply, Order, Orders, Salience, Scales, Settings};
 use crate::tcq::Codec;
 use crate::util::atomic_file::{check_target, same_file};
 
@@ -90,6 +92,38 @@ pub(super) fn check_side_output(
         });
     }
     Ok(())
+}
+
+/// The settings as they go into the file (`tcq4.recipe`), so that a run can be repeated.
+pub(super) fn recipe(settings: &Settings) -> String {
+    let scales = match settings.scales {
+        Scales::None => json!("none"),
+        Scales::ClosedForm => json!("closed-form"),
+        Scales::Awq { salience: Salience::MeanAbs, steps } => {
+            json!({ "awq": { "salience": "l1", "alpha_grid": steps } })
+        }
+        Scales::Awq { salience: Salience::MeanSq, steps } => {
+            json!({ "awq": { "salience": "l2", "alpha_grid": steps } })
+        }
+    };
+    let order = match &settings.orders {
+        Orders::Fixed(order) => order.name(),
+        Orders::Auto => "auto",
+        Orders::Given(_) => "given",
+    };
+    let apply = match settings.apply {
+        Apply::Runtime => "runtime",
+        Apply::Fold => "fold",
+    };
+    json!({
+        "tcq4": env!("CARGO_PKG_VERSION"),
+        "scales": scales,
+        "order": order,
+        "perm_apply": apply,
+        "activations": settings.activations.name(),
+        "encoder": settings.codec.encoder().to_string(),
+    })
+    .to_string()
 }
 
 /// Where the output goes and how it is divided.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::Error;
+use super::{Class, Error};
 
 /// A breach of the GGUF format.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -305,6 +305,16 @@ impl GgufError {
     /// Says which file is meant.
     pub fn at(self, path: impl Into<PathBuf>) -> Error {
         Error::Gguf { path: path.into(), defect: self }
+    }
+
+    /// How this failure ends the program: a bad file is refused, a writer that was used wrongly has failed.
+    pub fn class(&self) -> Class {
+        match self {
+            GgufError::HeaderLength { .. } | GgufError::WriteRange { .. } | GgufError::Incomplete { .. } => {
+                Class::Failed
+            }
+            _ => Class::Refused,
+        }
     }
 
     /// What the user can do about it, if there is something to say.

@@ -104,7 +104,7 @@ impl Error {
                 io::ErrorKind::NotFound | io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => Class::Refused,
                 _ => Class::Failed,
             },
-            Error::Gguf { .. } => Class::Refused,
+            Error::Gguf { defect, .. } => defect.class(),
             Error::Model(error) => error.class(),
             Error::Convert(error) => error.class(),
             Error::Llama(error) => error.class(),

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::metadata::Metadata;
+use crate::tcq;
 
 /// A ggml tensor type, by its id in the file.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -20,7 +21,7 @@ pub struct TypeLayout {
 
 /// Declares the constants and the table from one list, so that they cannot differ.
 macro_rules! types {
-    ($($(#[$doc:meta])* $constant:ident = $id:literal, $name:literal, $block:literal, $bytes:expr;)*) => {
+    ($($(#[$doc:meta])* $constant:ident = $id:expr, $name:literal, $block:expr, $bytes:expr;)*) => {
         #[allow(missing_docs, reason = "the names are ggml's")]
         impl GgmlType {
             $($(#[$doc])* pub const $constant: GgmlType = GgmlType($id);)*
@@ -70,12 +71,12 @@ types! {
     Q1_0 = 41, "q1_0", 128, 2 + 16;
     Q2_0 = 42, "q2_0", 64, 2 + 16;
     /// Ours: tiles of 8 rows and 256 columns in 1184 bytes.
-    TCQ4_K32 = 80, "tcq4_k32", 256, 148;
+    TCQ4_K32 = tcq::GGML_TYPE_ID, "tcq4_k32", tcq::CHUNK as u64, tcq::ROW_BYTES as u64;
 }
 
 impl GgmlType {
     /// The id under which the llama.cpp-rrs fork writes TCQ4_K32; upstream uses it for [`GgmlType::Q2_0`]. See [`Dialect`].
-    pub const FORK_TCQ4_K32: GgmlType = GgmlType::Q2_0;
+    pub const FORK_TCQ4_K32: GgmlType = GgmlType(tcq::FORK_GGML_TYPE_ID);
 
     /// Gives the block layout as upstream (and this crate) use the id; `None` for an unknown id.
     pub fn layout(self) -> Option<TypeLayout> {

@@ -30,7 +30,7 @@ pub enum Order {
 }
 
 impl Order {
-    /// Every order, simplest first; where two are equally good the first is taken.
+    /// Every order, simplest first; where two are about equally good the first is taken.
     pub const ALL: [Order; 5] = [Order::None, Order::RrsBlock, Order::Zigzag, Order::Balanced, Order::Rrs];
 
     /// The name on the command line.

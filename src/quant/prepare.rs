@@ -13,7 +13,7 @@ use super::generic::prove_norms;
 use super::outcome::{Applied, GroupOutcome, Measured};
 use super::permute::{Channels, Order, permutation};
 use super::settings::{Apply, Orders, Scales, Settings};
-use super::study::{Ground, Study, is_measured};
+use super::study::{Ground, Study, is_measured, simplest};
 use super::transform::Transform;
 use crate::calib::Statistics;
 use crate::error::{Error, ModelError, Result};
@@ -165,7 +165,7 @@ fn choose_stream(
         Orders::Given(_) => return Ok(None),
         Orders::Auto => {
             let measured = measure_stream(ground, wanted, studies, &members, &channels, progress)?;
-            let best = measured.iter().min_by(|a, b| a.error.total_cmp(&b.error)).map(|best| best.candidate);
+            let best = simplest(&measured).map(|best| best.candidate);
             for &at in &members {
                 studies[at].outcome.orders_tried.clone_from(&measured);
             }

@@ -18,6 +18,8 @@ use crate::model::{InputGroup, Producer};
 
 /// Experts of a layer whose output is measured.
 const EXPERTS: usize = 4;
+/// Errors that differ by less than this share are taken for equal: other sample rows would turn them round.
+const NOISE: f64 = 0.01;
 
 /// What was found out about a group.
 pub(super) struct Study {
@@ -199,7 +201,7 @@ impl Ground<'_> {
                         study.outcome.orders_tried.push(Measured { candidate: order, error });
                     }
                 }
-                let best = study.outcome.orders_tried.iter().min_by(|a, b| a.error.total_cmp(&b.error));
+                let best = simplest(&study.outcome.orders_tried);
                 study.outcome.error = best.map(|best| best.error);
                 best.map_or(Order::None, |best| best.candidate)
             }
@@ -242,6 +244,12 @@ impl Ground<'_> {
     fn on_columns(&self, group: &InputGroup, order: &Permutation) -> Permutation {
         if self.settings.apply == Apply::Fold { columns_order(group, order) } else { order.clone() }
     }
+}
+
+/// The first candidate whose error is the least, or within [`NOISE`] of it.
+pub(super) fn simplest<T>(tried: &[Measured<T>]) -> Option<&Measured<T>> {
+    let least = tried.iter().map(|candidate| candidate.error).fold(f64::INFINITY, f64::min);
+    tried.iter().find(|candidate| candidate.error <= least * (1.0 + NOISE))
 }
 
 /// The number of makers.

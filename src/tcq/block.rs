@@ -88,11 +88,6 @@ pub(super) const fn codes_at(row: usize, group: usize) -> usize {
     GROUP / 2 * (TILE_ROWS * group + row)
 }
 
-/// What a scale and its code stand for in a tile: `(S * sc) / 127`.
-pub(super) fn coded(scale: f16, code: i8) -> f32 {
-    scale.to_f32() * f32::from(code) / CODE_SCALE
-}
-
 impl Tile {
     /// Reads the code of one element, -8..=7.
     ///
@@ -114,15 +109,31 @@ impl Tile {
         *byte = if column.is_multiple_of(2) { *byte & 0xf0 | bits } else { *byte & 0x0f | bits << 4 };
     }
 
+    /// The distance of neighbouring values of a group: `(S * sc) / 127`.
+    ///
+    /// # Panics
+    /// If `row` or `group` is not below 8.
+    #[inline]
+    pub fn step(&self, row: usize, group: usize) -> f32 {
+        self.scale[row].to_f32() * f32::from(self.scale_code[row][group]) / CODE_SCALE
+    }
+
+    /// The value of code 0 of a group: `(Z * zc) / 127`.
+    ///
+    /// # Panics
+    /// If `row` or `group` is not below 8.
+    #[inline]
+    pub fn offset(&self, row: usize, group: usize) -> f32 {
+        self.zero[row].to_f32() * f32::from(self.zero_code[row][group]) / CODE_SCALE
+    }
+
     /// Decodes one rotated weight.
     ///
     /// # Panics
     /// If `row` is not below 8 or `column` not below 256.
     pub fn value(&self, row: usize, column: usize) -> f32 {
         let group = column / GROUP;
-        let step = coded(self.scale[row], self.scale_code[row][group]);
-        let offset = coded(self.zero[row], self.zero_code[row][group]);
-        step * f32::from(self.code(row, column)) + offset
+        self.step(row, group) * f32::from(self.code(row, column)) + self.offset(row, group)
     }
 }
 

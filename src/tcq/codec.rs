@@ -145,7 +145,9 @@ impl Codec {
     /// If `columns` is not a multiple of 256, or `rows` or `tiles` are not of the length that belongs to it.
     pub fn encode_rows(&self, rows: &mut [f32], columns: usize, tiles: &mut [Tile]) -> Result<Loss, EncodeError> {
         check_lengths(rows.len(), columns, tiles.len());
-        dispatch(self.isa, Encode { encoder: self.encoder, rows, columns, tiles, rotated: false })
+        check_finite(rows, columns)?;
+        self.fwht(rows);
+        dispatch(self.isa, Encode { encoder: self.encoder, rows, columns, tiles })
     }
 
     /// Encodes eight rows of `columns` weights that are rotated already.
@@ -155,9 +157,10 @@ impl Codec {
     ///
     /// # Panics
     /// As [`Codec::encode_rows`].
-    pub fn encode_rotated(&self, rows: &mut [f32], columns: usize, tiles: &mut [Tile]) -> Result<Loss, EncodeError> {
+    pub fn encode_rotated(&self, rows: &[f32], columns: usize, tiles: &mut [Tile]) -> Result<Loss, EncodeError> {
         check_lengths(rows.len(), columns, tiles.len());
-        dispatch(self.isa, Encode { encoder: self.encoder, rows, columns, tiles, rotated: true })
+        check_finite(rows, columns)?;
+        dispatch(self.isa, Encode { encoder: self.encoder, rows, columns, tiles })
     }
 
     /// Decodes `columns / 256` tiles into eight rows of `columns` weights: the rotation is undone, a permutation of channels is not.
@@ -165,8 +168,8 @@ impl Codec {
     /// # Panics
     /// If `columns` is not a multiple of 256, or `rows` or `tiles` are not of the length that belongs to it.
     pub fn decode_rows(&self, tiles: &[Tile], columns: usize, rows: &mut [f32]) {
-        check_lengths(rows.len(), columns, tiles.len());
-        dispatch(self.isa, Decode { tiles, rows, columns, rotated: false });
+        self.decode_rotated(tiles, columns, rows);
+        self.fwht(rows);
     }
 
     /// Decodes tiles as [`Codec::decode_rows`] does but leaves the weights rotated.
@@ -175,7 +178,7 @@ impl Codec {
     /// As [`Codec::decode_rows`].
     pub fn decode_rotated(&self, tiles: &[Tile], columns: usize, rows: &mut [f32]) {
         check_lengths(rows.len(), columns, tiles.len());
-        dispatch(self.isa, Decode { tiles, rows, columns, rotated: true });
+        dispatch(self.isa, Decode { tiles, rows, columns });
     }
 
     /// Rotates every 256 consecutive values in place (and, up to rounding, back): [`crate::math::hadamard::fwht256`], faster.
@@ -194,6 +197,19 @@ fn check_lengths(values: usize, columns: usize, tiles: usize) {
     assert_eq!(tiles, columns / CHUNK, "tiles for {columns} columns");
 }
 
+fn check_finite(rows: &[f32], columns: usize) -> Result<(), EncodeError> {
+    if largest_magnitude(rows).is_finite() {
+        return Ok(());
+    }
+    let at = rows.iter().position(|value| !value.is_finite()).unwrap_or(0);
+    Err(EncodeError::NotFinite { row: at / columns, column: at % columns })
+}
+
+/// The largest magnitude, or NaN if there is one: compared as bits, NaN is above infinity and that above all numbers.
+fn largest_magnitude(values: &[f32]) -> f32 {
+    f32::from_bits(values.iter().fold(0, |max, value| max.max(value.abs().to_bits())))
+}
+
 /// The largest rotated magnitude that is encoded: a seventh of it is the largest finite fp16.
 const MAX_MAGNITUDE: f32 = 7.0 * 65504.0;
 
@@ -202,10 +218,10 @@ const CLEARLY_BETTER: f32 = 1.0 - 1e-5;
 
 struct Encode<'a> {
     encoder: Encoder,
-    rows: &'a mut [f32],
+    /// Rotated.
+    rows: &'a [f32],
     columns: usize,
     tiles: &'a mut [Tile],
-    rotated: bool,
 }
 
 impl Kernel for Encode<'_> {
@@ -213,43 +229,32 @@ impl Kernel for Encode<'_> {
 
     #[inline(always)]
     fn run<V: Lanes>(self) -> Result<Loss, EncodeError> {
-        if !largest_magnitude(self.rows).is_finite() {
-            let at = self.rows.iter().position(|value| !value.is_finite()).unwrap_or(0);
-            return Err(EncodeError::NotFinite { row: at / self.columns, column: at % self.columns });
-        }
         let mut loss = Loss::default();
+        let mut values = Turned::zeroed();
         for (chunk, tile) in self.tiles.iter_mut().enumerate() {
-            let rows = &mut self.rows[chunk * CHUNK..];
-            let mut values = Turned::gather::<V>(rows, self.columns);
-            if !self.rotated {
-                values.fwht::<V>();
-                values.scatter::<V>(rows, self.columns);
-            }
+            let rows = &self.rows[chunk * CHUNK..];
             check_range(rows, self.columns, chunk * CHUNK)?;
+            values.gather::<V>(rows, self.columns);
             let draft = match self.encoder {
                 Encoder::Parity => parity::draft::<V>(&values),
                 Encoder::Default => encode_default::<V>(&values),
             };
             *tile = draft.tile;
-            let sum = |parts: [f32; TILE_ROWS]| parts.iter().map(|&part| f64::from(part)).sum::<f64>();
-            loss += Loss { error_sq: sum(draft.error_sq), weight_sq: sum(sum_of_squares::<V>(&values)) };
+            loss += Loss { error_sq: total(draft.error_sq), weight_sq: total(sum_of_squares::<V>(&values)) };
         }
         Ok(loss)
     }
 }
 
-/// The largest magnitude, or NaN if there is one: compared as bits, NaN is above infinity and that above all numbers.
-#[inline(always)]
-fn largest_magnitude(values: &[f32]) -> f32 {
-    f32::from_bits(values.iter().fold(0, |max, value| max.max(value.abs().to_bits())))
+fn total(by_row: [f32; TILE_ROWS]) -> f64 {
+    by_row.iter().map(|&part| f64::from(part)).sum()
 }
 
 /// Refuses a tile whose scale could not be stored. `column` is the first of the tile, for the message.
-#[inline(always)]
 fn check_range(rows: &[f32], stride: usize, column: usize) -> Result<(), EncodeError> {
     for row in 0..TILE_ROWS {
         let magnitude = largest_magnitude(&rows[row * stride..][..CHUNK]);
-        if !(magnitude <= MAX_MAGNITUDE) {
+        if magnitude > MAX_MAGNITUDE || magnitude.is_nan() {
             return Err(EncodeError::Overflow { row, column, magnitude });
         }
     }

@@ -13,7 +13,7 @@ const FLOORS: &[&[&str]] = &[
     &["model"],
     &["calib"],
     &["quant"],
-    &["convert", "eval"],
+    &["convert", "eval", "inspect"],
     &["cli"],
 ];
 

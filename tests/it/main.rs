@@ -2,11 +2,14 @@
 #![allow(unreachable_pub, reason = "`pub` marks what the modules of the tests share")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+mod calib;
 mod gguf;
 mod gguf_hostile;
 mod gguf_mutants;
 mod golden;
 mod layering;
+#[cfg(feature = "llama")]
+mod llama;
 mod model;
 mod prepare;
 mod quant;

@@ -20,6 +20,7 @@ pub type Tensor = (Vec<u64>, Vec<f32>);
 
 /// What tensor names do not say.
 #[derive(Debug, Clone, Copy, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "independent switches")]
 pub struct Style {
     /// Layer norms instead of RMS norms.
     pub layer_norm: bool,
@@ -141,7 +142,7 @@ impl Tiny {
             (has("gate").then(|| self.linear(&name("gate"), at, x)), self.linear(&name("up"), at, x))
         };
         if self.style.clamped {
-            up.iter_mut().for_each(|u| *u = u.clamp(-0.5, 0.5) + 1.0);
+            up = up.iter().map(|u| u.clamp(-0.5, 0.5) + 1.0).collect();
         }
         let inner: Vec<f64> = match gate {
             Some(gate) => gate.iter().zip(&up).map(|(&g, u)| self.act(g) * u).collect(),
@@ -202,9 +203,9 @@ impl Tiny {
                     let q = &qkv[at].0[head * HEAD..][..HEAD];
                     let score = |past: usize| q.iter().zip(&qkv[past].1[kv..]).map(|(q, k)| q * k).sum::<f64>().exp();
                     let total: f64 = (0..=at).map(score).sum();
-                    for past in 0..=at {
+                    for (past, (_, _, v)) in qkv.iter().enumerate().take(at + 1) {
                         let weight = score(past) / total;
-                        (0..HEAD).for_each(|i| y[head * HEAD + i] += weight * qkv[past].2[kv + i]);
+                        (0..HEAD).for_each(|i| y[head * HEAD + i] += weight * v[kv + i]);
                     }
                 }
                 self.linear(&format!("{block}attn_output"), 0, &y)

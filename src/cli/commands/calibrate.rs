@@ -15,25 +15,25 @@ use crate::util::progress::Progress;
 pub(in crate::cli) fn run(session: &Session, args: &CalibrateArgs) -> Outcome {
     let source = Source::open(&args.model)?;
     let texts = &args.calibration.calibration;
+    let (output, force) = (&args.perms.output, args.perms.force);
     let inputs: Vec<&Path> = source.shards().chain(texts.iter().map(PathBuf::as_path)).collect();
-    check_target(&args.output, args.force, &inputs)?;
+    check_target(output, force, &inputs)?;
     if let Some(path) = &args.stats {
-        settings::check_side_output(path, &args.output, args.force, &source, texts)?;
+        settings::check_side_output(path, output, force, &source, texts)?;
     }
     let statistics = if args.calibration.calibration.is_empty() {
         session.progress.note("no calibration text (-c): permutations come from the model's structure alone, which is fast and less accurate");
         None
     } else {
-        let keep = Keep::beside(&args.output, args.resume);
+        let keep = Keep::beside(&args.perms.output, args.resume);
         Some((statistics::measure(session, &source, &args.calibration, &keep)?, keep))
     };
     if let (Some(path), Some((statistics, _))) = (&args.stats, &statistics) {
-        statistics::save(path, statistics, args.force, &source)?;
+        statistics::save(path, statistics, args.perms.force, &source)?;
         session.printer.text(&format!("{}: statistics of {} tensors", path.display(), statistics.entries.len()));
     }
     let measured = statistics.as_ref().map(|(statistics, _)| statistics);
-    let request =
-        Request { source: &source, statistics: measured, order: args.order, output: &args.output, force: args.force };
+    let request = Request { source: &source, statistics: measured, output: &args.perms };
     let count = make(session, &request)?;
     if let Some((_, keep)) = &statistics {
         keep.forget()?;
@@ -41,7 +41,7 @@ pub(in crate::cli) fn run(session: &Session, args: &CalibrateArgs) -> Outcome {
     let (chunks, size) = measured.map_or((0, 0), |s| (s.chunk_count, s.chunk_size));
     session.printer.record(
         "calibrate",
-        json!({ "output": args.output, "stats": args.stats, "permutations": count, "chunks": chunks, "chunk_size": size }),
+        json!({ "output": args.perms.output, "stats": args.stats, "permutations": count, "chunks": chunks, "chunk_size": size }),
     );
     Ok(0)
 }

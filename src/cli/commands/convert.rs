@@ -12,18 +12,16 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
         session,
         source: &source,
         output: &args.output,
-        method: &args.method,
-        types: &args.types,
-        out: &args.out,
+        args: &args.production,
         inputs: &args.calibration.calibration,
     };
     let Some(plan) = production.plan()? else { return Ok(0) };
     if let Some(path) = &args.stats {
-        settings::check_side_output(path, &args.output, args.out.force, &source, &args.calibration.calibration)?;
+        settings::check_side_output(path, &args.output, args.production.out.force, &source, &args.calibration.calibration)?;
     }
     let statistics = statistics::measure(session, &source, &args.calibration, &statistics::Keep::in_memory())?;
     if let Some(path) = &args.stats {
-        statistics::save(path, &statistics, args.out.force, &source)?;
+        statistics::save(path, &statistics, args.production.out.force, &source)?;
     }
     let statistics_file = args.stats.as_ref().map(|path| path.display().to_string());
     production.finish(&plan, &Evidence { statistics: Some(statistics), statistics_file, orders: None })

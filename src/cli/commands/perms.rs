@@ -1,14 +1,12 @@
 //! `tcq4 perms`: permutations from a statistics file or from structure, without running the model.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use serde_json::json;
 
 use super::statistics;
 use crate::calib::{PermFile, Statistics, perms};
-use crate::cli::args::PermsArgs;
-use crate::cli::values::OrderArg;
+use crate::cli::args::{PermsArgs, PermsOutputArgs};
 use crate::cli::{Outcome, Session};
 use crate::convert::{Conversion, PlanSettings, read_rows};
 use crate::error::Result;
@@ -20,22 +18,17 @@ use crate::util::progress::Progress;
 
 pub(in crate::cli) fn run(session: &Session, args: &PermsArgs) -> Outcome {
     let source = Source::open(&args.model)?;
-    check_target(&args.output, args.force, &source.shards().chain(args.stats.as_deref()).collect::<Vec<_>>())?;
+    let inputs: Vec<_> = source.shards().chain(args.stats.as_deref()).collect();
+    check_target(&args.perms.output, args.perms.force, &inputs)?;
     let statistics = args.stats.as_ref().map(|path| statistics::load(path, &source)).transpose()?;
     if statistics.is_none() {
         session
             .progress
             .note("no --stats: permutations come from the model's structure alone, which is fast and less accurate");
     }
-    let request = Request {
-        source: &source,
-        statistics: statistics.as_ref(),
-        order: args.order,
-        output: &args.output,
-        force: args.force,
-    };
+    let request = Request { source: &source, statistics: statistics.as_ref(), output: &args.perms };
     let count = make(session, &request)?;
-    session.printer.record("perms", json!({ "output": args.output, "permutations": count }));
+    session.printer.record("perms", json!({ "output": args.perms.output, "permutations": count }));
     Ok(0)
 }
 
@@ -43,9 +36,7 @@ pub(in crate::cli) fn run(session: &Session, args: &PermsArgs) -> Outcome {
 pub(super) struct Request<'a> {
     pub(super) source: &'a Source,
     pub(super) statistics: Option<&'a Statistics>,
-    pub(super) order: Option<OrderArg>,
-    pub(super) output: &'a Path,
-    pub(super) force: bool,
+    pub(super) output: &'a PermsOutputArgs,
 }
 
 /// Makes and writes `perms.json`; returns the number of permutations.
@@ -58,7 +49,7 @@ pub(super) fn make(session: &Session, request: &Request<'_>) -> Result<usize> {
         &Settings {
             targets: targets(source)?,
             scales: Scales::None,
-            orders: request.order.map_or(Orders::Fixed(Order::Zigzag), Orders::from),
+            orders: request.output.order.map_or(Orders::Fixed(Order::Zigzag), Orders::from),
             apply: Apply::Runtime,
             activations: Activations::Int8,
             codec: session.codec(Encoder::Parity)?,
@@ -71,8 +62,8 @@ pub(super) fn make(session: &Session, request: &Request<'_>) -> Result<usize> {
     let description = if request.statistics.is_some() { perms::FROM_CALIBRATION } else { perms::FROM_STRUCTURE };
     let orders = prepared.runtime_orders();
     let count = orders.len();
-    perms::save(request.output, &PermFile::new(description, orders), request.force)?;
-    session.printer.text(&format!("{}: permutations of {count} tensors", request.output.display()));
+    perms::save(&request.output.output, &PermFile::new(description, orders), request.output.force)?;
+    session.printer.text(&format!("{}: permutations of {count} tensors", request.output.output.display()));
     Ok(count)
 }
 

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::plan_text;
 use crate::calib::Statistics;
-use crate::cli::args::{MethodArgs, OutputArgs, TypeArgs};
+use crate::cli::args::ProductionArgs;
 use crate::cli::{Outcome, Session, settings};
 use crate::convert::{CalibrationValue, Conversion, Converted, Job, Provenance, TensorLoss, convert, output_metadata};
 use crate::error::{Class, ConvertError, Result};
@@ -25,9 +25,7 @@ pub(super) struct Production<'a> {
     pub(super) session: &'a Session,
     pub(super) source: &'a Source,
     pub(super) output: &'a Path,
-    pub(super) method: &'a MethodArgs,
-    pub(super) types: &'a TypeArgs,
-    pub(super) out: &'a OutputArgs,
+    pub(super) args: &'a ProductionArgs,
     /// Files read besides the model, which no output may replace.
     pub(super) inputs: &'a [PathBuf],
 }
@@ -54,8 +52,8 @@ struct Record<'a> {
 impl Production<'_> {
     /// Plans, shows the plan, and refuses what can be refused before any work. `None` if only the plan was wanted.
     pub(super) fn plan(&self) -> Result<Option<Conversion>> {
-        let plan = Conversion::new(self.source, &settings::plan_settings(self.types))?;
-        if self.out.dry_run {
+        let plan = Conversion::new(self.source, &settings::plan_settings(&self.args.types))?;
+        if self.args.out.dry_run {
             self.session.printer.text(&plan_text::full(self.source, &plan));
             self.session
                 .printer
@@ -63,34 +61,37 @@ impl Production<'_> {
         } else {
             self.session.printer.text(&plan_text::summary(self.source, &plan));
         }
-        if self.types.strict {
+        if self.args.types.strict {
             refuse_substitutions(self.source, &plan)?;
         }
-        if self.out.dry_run {
+        if self.args.out.dry_run {
             return Ok(None);
         }
         let inputs: Vec<&Path> = self.source.shards().chain(self.inputs.iter().map(PathBuf::as_path)).collect();
-        check_target(self.output, self.out.force, &inputs)?;
+        check_target(self.output, self.args.out.force, &inputs)?;
         Ok(Some(plan))
     }
 
     /// Prepares, encodes and writes.
     pub(super) fn finish(&self, plan: &Conversion, evidence: &Evidence) -> Outcome {
         let started = Instant::now();
-        let codec = self.session.codec(self.method.encoder)?;
+        let codec = self.session.codec(self.args.method.encoder)?;
         let statistics = evidence.statistics.as_ref();
         let settings =
-            settings::method_settings(self.method, plan, statistics.is_some(), evidence.orders.clone(), codec)?;
+            settings::method_settings(&self.args.method, plan, statistics.is_some(), evidence.orders.clone(), codec)?;
         let read = |tensor: &_, first, out: &mut [f32]| crate::convert::read_rows(self.source, tensor, first, out);
         let prepared = prepare(self.source, &read, statistics, &settings, &self.session.progress)?;
         for notice in &prepared.notices {
             self.session.progress.note(notice);
         }
-        let provenance =
-            Provenance { encoder: self.method.encoder, recipe: self.recipe(), calibration: calibration_keys(evidence) };
+        let provenance = Provenance {
+            encoder: self.args.method.encoder,
+            recipe: settings::recipe(&settings),
+            calibration: calibration_keys(evidence),
+        };
         let metadata = output_metadata(self.source, plan, &prepared.transforms, &provenance);
         let job = Job { source: self.source, plan, transforms: &prepared.transforms, codec, metadata };
-        let target = settings::target(self.output, self.out, self.source);
+        let target = settings::target(self.output, &self.args.out, self.source);
         let converted = convert(&job, &target, &self.session.progress)?;
         let seconds = started.elapsed();
         let bits = plan.bits();
@@ -104,22 +105,7 @@ impl Production<'_> {
         };
         self.session.printer.record("convert", record);
         let fell_back = prepared.groups.iter().any(|g| g.unscaled.is_some() || g.unordered.is_some());
-        Ok(if self.types.strict && fell_back { Class::Strict.code() } else { 0 })
-    }
-
-    /// The settings as they go into the file.
-    fn recipe(&self) -> String {
-        let method = self.method;
-        json!({
-            "order": format!("{:?}", method.order),
-            "scales": format!("{:?}", method.scales),
-            "salience": format!("{:?}", method.salience),
-            "alpha_grid": method.alpha_grid,
-            "perm_apply": format!("{:?}", method.perm_apply),
-            "activations": method.activations.to_string(),
-            "encoder": method.encoder.to_string(),
-        })
-        .to_string()
+        Ok(if self.args.types.strict && fell_back { Class::Strict.code() } else { 0 })
     }
 }
 

@@ -12,15 +12,8 @@ use crate::gguf::Source;
 pub(in crate::cli) fn run(session: &Session, args: &QuantizeArgs) -> Outcome {
     let source = Source::open(&args.model)?;
     let inputs: Vec<PathBuf> = args.stats.iter().chain(&args.perms).cloned().collect();
-    let production = Production {
-        session,
-        source: &source,
-        output: &args.output,
-        method: &args.method,
-        types: &args.types,
-        out: &args.out,
-        inputs: &inputs,
-    };
+    let production =
+        Production { session, source: &source, output: &args.output, args: &args.production, inputs: &inputs };
     let mut evidence = Evidence::default();
     if let Some(path) = &args.stats {
         evidence.statistics = Some(statistics::load(path, &source)?);

@@ -43,8 +43,10 @@ impl Hook {
     pub(super) fn arm(&mut self, observer: &mut dyn Observer) {
         let pointer: *mut (dyn Observer + '_) = observer;
         // SAFETY: only the lifetime changes; `disarm` drops the pointer before the borrow ends.
-        self.observer =
-            Some(unsafe { std::mem::transmute::<*mut (dyn Observer + '_), *mut (dyn Observer + 'static)>(pointer) });
+        #[expect(clippy::transmute_ptr_to_ptr, reason = "a cast may not lengthen the lifetime of a trait object")]
+        let pointer =
+            unsafe { std::mem::transmute::<*mut (dyn Observer + '_), *mut (dyn Observer + 'static)>(pointer) };
+        self.observer = Some(pointer);
         self.last_wanted.clear();
     }
 

@@ -64,9 +64,9 @@ impl Lanes for Scalar {
     #[inline(always)]
     fn select_less(self, bound: Self, then: Self, otherwise: Self) -> Self {
         let mut lanes = otherwise.0;
-        for lane in 0..8 {
+        for (lane, chosen) in lanes.iter_mut().enumerate() {
             if self.0[lane] < bound.0[lane] {
-                lanes[lane] = then.0[lane];
+                *chosen = then.0[lane];
             }
         }
         Self(lanes)

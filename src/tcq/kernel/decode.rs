@@ -1,10 +1,7 @@
-//! Decodes tiles into rows.
-//!
-//! The Hadamard transform is undone on request; the permutation of the channels is the caller's business.
+//! Decodes tiles into rows, rotated as they are stored.
 
 use super::super::arch::{Kernel, Lanes};
-use super::super::block::{CHUNK, GROUP, GROUPS, TILE_ROWS, Tile, coded, codes_at};
-use super::turned::Turned;
+use super::super::block::{CHUNK, GROUP, GROUPS, TILE_ROWS, Tile, codes_at};
 
 /// Decodes `columns / 256` tiles into eight rows of `columns` values.
 pub(in crate::tcq) struct Decode<'a> {
@@ -14,23 +11,16 @@ pub(in crate::tcq) struct Decode<'a> {
     pub(in crate::tcq) rows: &'a mut [f32],
     /// The length of a row.
     pub(in crate::tcq) columns: usize,
-    /// Whether the values are left as they are stored, rotated.
-    pub(in crate::tcq) rotated: bool,
 }
 
 impl Kernel for Decode<'_> {
     type Output = ();
 
+    /// Needs no lanes: the loop is left to the compiler, which here may use the instruction set of the caller.
     #[inline(always)]
     fn run<V: Lanes>(self) {
         for (chunk, tile) in self.tiles.iter().enumerate() {
-            let rows = &mut self.rows[chunk * CHUNK..];
-            unpack(tile, rows, self.columns);
-            if !self.rotated {
-                let mut turned = Turned::gather::<V>(rows, self.columns);
-                turned.fwht::<V>();
-                turned.scatter::<V>(rows, self.columns);
-            }
+            unpack(tile, &mut self.rows[chunk * CHUNK..], self.columns);
         }
     }
 }
@@ -40,8 +30,8 @@ fn unpack(tile: &Tile, rows: &mut [f32], stride: usize) {
     for row in 0..TILE_ROWS {
         let values = &mut rows[row * stride..][..CHUNK];
         for group in 0..GROUPS {
-            let step = coded(tile.scale[row], tile.scale_code[row][group]);
-            let offset = coded(tile.zero[row], tile.zero_code[row][group]);
+            let step = tile.step(row, group);
+            let offset = tile.offset(row, group);
             let bytes = &tile.codes[codes_at(row, group)..][..GROUP / 2];
             let (pairs, _) = values[group * GROUP..][..GROUP].as_chunks_mut::<2>();
             for (pair, byte) in pairs.iter_mut().zip(bytes) {

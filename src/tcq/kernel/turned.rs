@@ -34,7 +34,7 @@ const fn column<V: Lanes>(vector: usize, half: usize, k: usize) -> usize {
 
 impl Turned {
     #[inline(always)]
-    pub(super) fn zeroed() -> Self {
+    pub(in crate::tcq) fn zeroed() -> Self {
         Self([0.0; VALUES])
     }
 
@@ -62,8 +62,7 @@ impl Turned {
 
     /// Reads eight rows of 256 values that are `stride` apart.
     #[inline(always)]
-    pub(in crate::tcq) fn gather<V: Lanes>(rows: &[f32], stride: usize) -> Self {
-        let mut turned = Self::zeroed();
+    pub(in crate::tcq) fn gather<V: Lanes>(&mut self, rows: &[f32], stride: usize) {
         for vector in 0..vectors::<V>() {
             for k in (0..GROUP).step_by(TILE_ROWS) {
                 let mut along = [V::splat(0.0); TILE_ROWS];
@@ -72,16 +71,15 @@ impl Turned {
                     *values = V::load_halves(&row[column::<V>(vector, 0, k)..], &row[column::<V>(vector, 1, k)..]);
                 }
                 for (i, values) in V::transpose(along).into_iter().enumerate() {
-                    turned.store(vector, k + i, values);
+                    self.store(vector, k + i, values);
                 }
             }
         }
-        turned
     }
 
     /// Writes eight rows of 256 values that are `stride` apart.
     #[inline(always)]
-    pub(in crate::tcq) fn scatter<V: Lanes>(&self, rows: &mut [f32], stride: usize) {
+    fn scatter<V: Lanes>(&self, rows: &mut [f32], stride: usize) {
         for vector in 0..vectors::<V>() {
             for k in (0..GROUP).step_by(TILE_ROWS) {
                 let mut across = [V::splat(0.0); TILE_ROWS];
@@ -103,7 +101,7 @@ impl Turned {
 
     /// Transforms the rows in place, with the additions of [`crate::math::hadamard::fwht256`] in its order.
     #[inline(always)]
-    pub(in crate::tcq) fn fwht<V: Lanes>(&mut self) {
+    fn fwht<V: Lanes>(&mut self) {
         for vector in 0..vectors::<V>() {
             let mut values = self.load_group::<V>(vector);
             butterflies::<V, 1>(&mut values);
@@ -189,9 +187,10 @@ impl Kernel for Fwht<'_> {
 
     #[inline(always)]
     fn run<V: Lanes>(self) {
+        let mut turned = Turned::zeroed();
         let mut eights = self.0.chunks_exact_mut(VALUES);
         for rows in &mut eights {
-            let mut turned = Turned::gather::<V>(rows, CHUNK);
+            turned.gather::<V>(rows, CHUNK);
             turned.fwht::<V>();
             turned.scatter::<V>(rows, CHUNK);
         }
@@ -199,7 +198,7 @@ impl Kernel for Fwht<'_> {
         if !rest.is_empty() {
             let mut rows = [0.0; VALUES];
             rows[..rest.len()].copy_from_slice(rest);
-            let mut turned = Turned::gather::<V>(&rows, CHUNK);
+            turned.gather::<V>(&rows, CHUNK);
             turned.fwht::<V>();
             turned.scatter::<V>(&mut rows, CHUNK);
             rest.copy_from_slice(&rows[..rest.len()]);
