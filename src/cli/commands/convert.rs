@@ -17,7 +17,13 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
     };
     let Some(plan) = production.plan()? else { return Ok(0) };
     if let Some(path) = &args.stats {
-        settings::check_side_output(path, &args.output, args.production.out.force, &source, &args.calibration.calibration)?;
+        settings::check_side_output(
+            path,
+            &args.output,
+            args.production.out.force,
+            &source,
+            &args.calibration.calibration,
+        )?;
     }
     let statistics = statistics::measure(session, &source, &args.calibration, &statistics::Keep::in_memory())?;
     if let Some(path) = &args.stats {
