@@ -99,6 +99,39 @@ impl Statistics {
     }
 }
 
+impl Statistics {
+    /// Rounds every number to what [`save`] keeps of it.
+    pub fn as_kept(mut self) -> Self {
+        let narrow = |sums: &mut [f64]| sums.iter_mut().for_each(|sum| *sum = f64::from(*sum as f32));
+        let mut rounded: Vec<(Arc<SampleRows>, Arc<SampleRows>)> = Vec::new();
+        for entry in self.entries.values_mut() {
+            entry.counts.iter_mut().for_each(|count| *count = (*count as f32).round() as u64);
+            [&mut entry.sum, &mut entry.sum_abs, &mut entry.sum_sq].into_iter().for_each(|sums| narrow(sums));
+            let Some(rows) = entry.rows.take() else { continue };
+            let known = rounded.iter().position(|(old, _)| Arc::ptr_eq(old, &rows)).unwrap_or_else(|| {
+                let new =
+                    SampleRows { columns: rows.columns, data: kept_values(&rows.data), matrix: rows.matrix.clone() };
+                rounded.push((rows, Arc::new(new)));
+                rounded.len() - 1
+            });
+            entry.rows = Some(Arc::clone(&rounded[known].1));
+        }
+        self
+    }
+}
+
+/// Sample values as they are kept: halves, unless one of them does not fit.
+fn kept_values(values: &[f32]) -> Vec<f32> {
+    match fits_f16(values) {
+        true => values.iter().map(|&value| f16::from_f32(value).to_f32()).collect(),
+        false => values.to_vec(),
+    }
+}
+
+fn fits_f16(values: &[f32]) -> bool {
+    values.iter().all(|value| value.abs() <= f16::MAX.to_f32())
+}
+
 fn metadata(stats: &Statistics) -> Result<Metadata> {
     let mut keys = Metadata::new();
     keys.set("general.type", "imatrix");
@@ -151,8 +184,7 @@ fn tensors(path: &Path, stats: &Statistics) -> Result<Vec<(TensorSpec, Vec<u8>)>
 
 fn add_rows(all: &mut Vec<(TensorSpec, Vec<u8>)>, name: &str, entry: &ChannelStats, rows: &SampleRows) {
     let dims = [rows.columns as u64, rows.len() as u64];
-    let fits = rows.data.iter().all(|value| value.abs() <= f16::MAX.to_f32());
-    all.push(if fits {
+    all.push(if fits_f16(&rows.data) {
         let halves: Vec<f16> = rows.data.iter().map(|&value| f16::from_f32(value)).collect();
         tensor(name, "in_rows", &dims, GgmlType::F16, bytemuck::cast_slice(&halves))
     } else {

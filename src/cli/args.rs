@@ -209,7 +209,7 @@ pub(crate) struct CalibrateArgs {
     #[command(flatten)]
     pub(crate) perms: PermsOutputArgs,
     /// Keep the statistics in this file, which `llama-quantize --imatrix` reads too
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "calibration")]
     pub(crate) stats: Option<PathBuf>,
     /// Continue a run that was interrupted
     #[arg(long)]

@@ -63,10 +63,31 @@ impl Printer {
 
     /// Prints an error with its causes and its remedy; nothing silences it.
     pub(crate) fn error(error: &anyhow::Error) {
-        eprintln!("error: {error:#}");
+        eprintln!("error: {}", message(error));
         let hint = error.chain().find_map(|e| e.downcast_ref::<crate::Error>()).and_then(crate::Error::hint);
         if let Some(hint) = hint {
             eprintln!("hint: {hint}");
         }
+    }
+}
+
+/// The error and its causes in one line; a cause that the message before quotes already is left out.
+fn message(error: &anyhow::Error) -> String {
+    error.chain().skip(1).fold(error.to_string(), |message, cause| {
+        let cause = cause.to_string();
+        if message.ends_with(&cause) { message } else { format!("{message}: {cause}") }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_not_said_twice() {
+        let inner = || crate::Error::io("m.gguf", "open")(std::io::ErrorKind::NotFound.into());
+        assert_eq!(message(&inner().into()), "m.gguf: cannot open: entity not found");
+        let outer = anyhow::Error::from(inner()).context("no model");
+        assert_eq!(message(&outer), "no model: m.gguf: cannot open: entity not found");
     }
 }

@@ -1,6 +1,7 @@
 //! Arguments resolved into the plain settings of the library: nothing is left open here, and nothing is done yet.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
@@ -12,6 +13,7 @@ use crate::gguf::{Sharding, Source};
 use crate::math::Permutation;
 use crate::quant::{Apply, Order, Orders, Salience, Scales, Settings};
 use crate::tcq::Codec;
+use crate::util::atomic_file::{check_target, same_file};
 
 /// What becomes of the tensors.
 pub(super) fn plan_settings(types: &TypeArgs) -> PlanSettings {
@@ -67,6 +69,31 @@ pub(super) fn method_settings(
     })
 }
 
+/// Checks an output that is written besides `main`: it must be another file, and none of the inputs.
+///
+/// # Errors
+/// What [`check_target`] refuses, and one file for both.
+pub(super) fn check_side_output(
+    side: &Path,
+    main: &Path,
+    force: bool,
+    source: &Source,
+    inputs: &[PathBuf],
+) -> Result<()> {
+    let inputs: Vec<&Path> = source.shards().chain(inputs.iter().map(PathBuf::as_path)).collect();
+    check_target(side, force, &inputs)?;
+    let folder =
+        |path: &Path| path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf();
+    let same_name = side.file_name() == main.file_name() && same_file(&folder(side), &folder(main));
+    if same_name || same_file(side, main) {
+        return Err(Error::Usage {
+            message: format!("{} and {} are one file, for two outputs", main.display(), side.display()),
+            hint: Some("choose another name for one of them".into()),
+        });
+    }
+    Ok(())
+}
+
 /// The settings as they go into the file (`tcq4.recipe`), so that a run can be repeated.
 pub(super) fn recipe(settings: &Settings) -> String {
     let scales = match settings.scales {
@@ -100,7 +127,7 @@ pub(super) fn recipe(settings: &Settings) -> String {
 }
 
 /// Where the output goes and how it is divided.
-pub(super) fn target(output: &std::path::Path, out: &OutputArgs, source: &Source) -> Target {
+pub(super) fn target(output: &Path, out: &OutputArgs, source: &Source) -> Target {
     let sharding = match out.split_max_size {
         Some(size) => Sharding::MaxBytes(size.0),
         None if out.keep_split => Sharding::Counts(source.shard_sizes()),

@@ -26,6 +26,9 @@ impl RowRun<'_> {
     /// The bytes of these rows in their new type, and the squared error where it is measured (TCQ4).
     pub(super) fn encode(&self, codec: Codec) -> Result<(Vec<u8>, Loss)> {
         if self.to == self.tensor.ty && self.transform.is_none() {
+            if self.to.is_float() {
+                self.check_finite(&self.values()?)?;
+            }
             return Ok((self.source_bytes().to_vec(), Loss::default()));
         }
         let mut values = self.values()?;
@@ -73,6 +76,11 @@ impl RowRun<'_> {
             GgmlType::F16 => {
                 let mut halves = vec![f16::ZERO; values.len()];
                 halves.convert_from_f32_slice(values);
+                if halves.iter().any(|half| !half.is_finite()) {
+                    let path = self.source.path().to_path_buf();
+                    let (tensor, ty) = (self.tensor.name.clone(), self.to.to_string());
+                    return Err(ConvertError::OutOfRange { path, tensor, ty }.into());
+                }
                 Ok(cast_slice(&halves).to_vec())
             }
             GgmlType::BF16 => {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::keys::{KEY_ENCODER, KEY_RECIPE, KEY_REORDER, KEY_VERSION, VERSION, permutation_key, remove_own_keys};
-use super::plan::Conversion;
+use super::plan::{Conversion, PlannedTensor};
 use super::record;
 use crate::gguf::{Metadata, Source};
 use crate::quant::Transform;
@@ -43,7 +43,9 @@ pub fn output_metadata(
 ) -> Metadata {
     let mut metadata = source.metadata().clone();
     remove_own_keys(&mut metadata);
-    metadata.set("general.file_type", if plan.fork_ids { FORK_FTYPE_ID } else { FTYPE_ID });
+    if plan.tensors.iter().any(PlannedTensor::is_tcq4) {
+        metadata.set("general.file_type", if plan.fork_ids { FORK_FTYPE_ID } else { FTYPE_ID });
+    }
     metadata.set("general.quantization_version", QUANTIZATION_VERSION);
     metadata.set(KEY_VERSION, VERSION);
     metadata.set(KEY_ENCODER, provenance.encoder.to_string());

@@ -26,7 +26,7 @@ pub struct PlanSettings {
     pub output_type: Option<GgmlType>,
     /// Type of linear layers that do not fit TCQ4_K32.
     pub fallback: GgmlType,
-    /// The user's own choices; the first match wins.
+    /// The user's own choices for matrices; the first match wins.
     pub rules: Vec<TypeRule>,
     /// Whether tensors that are quantised already may be decoded and quantised again.
     pub allow_requantize: bool,
@@ -146,7 +146,7 @@ impl Conversion {
     /// Plans `source` by `settings`.
     ///
     /// # Errors
-    /// A source tensor that is quantised already and would have to change, without
+    /// A source tensor that is TCQ4 already; one that is quantised otherwise and would have to change, without
     /// [`allow_requantize`](PlanSettings::allow_requantize); a type that ggml cannot encode to; a rule that asks for TCQ4 where it cannot be.
     pub fn new(source: &Source, settings: &PlanSettings) -> Result<Self> {
         let tied = source.tensor("output.weight").is_none();
@@ -189,6 +189,10 @@ impl Conversion {
 }
 
 fn plan_tensor(source: &Source, tensor: &TensorInfo, tied: bool, settings: &PlanSettings) -> Result<PlannedTensor> {
+    if is_tcq4(source, tensor) {
+        let path = source.path().to_path_buf();
+        return Err(ConvertError::AlreadyTcq4 { path, tensor: tensor.name.clone() }.into());
+    }
     let (wanted, reason) = wanted_type(tensor, tied, settings);
     let (to, reason) = fit(tensor, wanted, reason, settings);
     if to != tensor.ty && !tensor.ty.is_float() && !settings.allow_requantize {
@@ -212,13 +216,17 @@ fn plan_tensor(source: &Source, tensor: &TensorInfo, tied: bool, settings: &Plan
 
 /// The type that a tensor takes if it fits, by the user's rules and its role.
 fn wanted_type(tensor: &TensorInfo, tied: bool, settings: &PlanSettings) -> (GgmlType, Reason) {
+    if tensor.dims.len() < 2 {
+        // No rule changes norms and biases: llama.cpp's kernels take them as they are, and abort on other types.
+        return (tensor.ty, Reason::Kept);
+    }
     if let Some(rule) = settings.rules.iter().find(|r| r.pattern.is_match(&tensor.name)) {
         return (rule.ty, Reason::Rule);
     }
     let large = if tensor.columns() % tcq::CHUNK as u64 == 0 { GgmlType::Q6_K } else { GgmlType::Q8_0 };
     let name = TensorName::parse(&tensor.name);
     match name.role {
-        _ if tensor.dims.len() < 2 || name.kind != Kind::Weight => (tensor.ty, Reason::Kept),
+        _ if name.kind != Kind::Weight => (tensor.ty, Reason::Kept),
         Role::TokenEmbd if tied => {
             (settings.output_type.or(settings.embedding_type).unwrap_or(large), Reason::TiedHead)
         }

@@ -1,5 +1,7 @@
 //! Cuts a model into runs of rows that threads take in turn, and puts what they report back in order.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use rayon::prelude::*;
 
 use super::plan::Conversion;
@@ -60,9 +62,23 @@ pub(super) fn run_all<T: Send>(
         progress.advance(bytes(unit));
         Ok(result)
     };
-    let results = units.par_iter().map(one).collect::<Result<Vec<T>>>();
+    let results = in_order(units, one);
     progress.end();
     results
+}
+
+/// Runs `work` on every item, on all threads; results in the order of the items. Of several errors the first in that order is told, so that
+/// the message does not depend on the threads; items after a known error are left out.
+pub(super) fn in_order<I: Sync, T: Send>(items: &[I], work: impl Fn(&I) -> Result<T> + Sync) -> Result<Vec<T>> {
+    let failed = AtomicUsize::new(usize::MAX);
+    let one = |(index, item): (usize, &I)| {
+        if index > failed.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
+        work(item).inspect_err(|_| _ = failed.fetch_min(index, Ordering::Relaxed))
+    };
+    let results: Vec<Result<T>> = items.par_iter().enumerate().map(one).collect();
+    results.into_iter().collect()
 }
 
 #[cfg(test)]
@@ -81,6 +97,17 @@ mod tests {
                 next += unit.rows;
             }
             assert_eq!(next, rows);
+        }
+    }
+
+    #[test]
+    fn the_first_error_is_told() {
+        let items: Vec<u64> = (0..1000).collect();
+        let odd = |&n: &u64| {
+            if n % 300 == 299 { Err(Error::io("x", "read")(std::io::Error::other(n.to_string()))) } else { Ok(n) }
+        };
+        for _ in 0..20 {
+            assert_eq!(in_order(&items, odd).unwrap_err().to_string(), "x: cannot read: 299");
         }
     }
 

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 
 use half::f16;
-use rayon::prelude::*;
 use serde::Serialize;
 
 use super::decode::TcqTensor;
 use super::hash::tensor_sha256;
 use super::keys::{hash_key, permutations};
-use super::units::{cut, run_all};
+use super::units::{cut, in_order, run_all};
 use super::{is_tcq4, record};
 use crate::error::{ConvertError, ModelError, Result};
 use crate::gguf::{Source, TensorInfo};
@@ -65,7 +64,7 @@ pub fn verify(file: &Source, codec: Codec, progress: &dyn Progress) -> Result<Ve
         progress.advance(tensor.bytes);
         Ok(report)
     };
-    let tensors = file.tensors().par_iter().map(one).collect::<Result<Vec<_>>>();
+    let tensors = in_order(file.tensors(), one);
     progress.end();
     let tensors = tensors?;
     Ok(Verification {
@@ -109,7 +108,7 @@ fn verify_tensor(
     let permuted = permutation.is_some();
     Ok(TensorReport {
         name: tensor.name.clone(),
-        ty: tensor.ty.to_string(),
+        ty: file.type_name(tensor),
         weights: tensor.elements(),
         permuted,
         hash_matches,

@@ -18,6 +18,14 @@ pub enum ConvertError {
         /// Its type.
         ty: String,
     },
+    /// A source is the result of a conversion.
+    #[error("{}: tensor `{tensor}` is TCQ4 already", path.display())]
+    AlreadyTcq4 {
+        /// The model file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
     /// A weight is too large for the format's half-precision scales.
     #[error(
         "{}: tensor `{tensor}` has rotated weights up to {magnitude:e} in row {row} from column {column} on, beyond what a half-precision scale can hold",
@@ -114,8 +122,9 @@ impl ConvertError {
             ConvertError::AlreadyQuantized { .. } => {
                 "start from the F16, BF16 or F32 model, or pass --allow-requantize"
             }
+            ConvertError::AlreadyTcq4 { .. } => "start from its source, or turn it back with `tcq4 dequantize`",
             ConvertError::TooLarge { .. } => "keep this tensor in another type: --tensor-type 'NAME=f16'",
-            ConvertError::OutOfRange { .. } => "choose a type of larger range: --type bf16 or --type f32",
+            ConvertError::OutOfRange { .. } => "choose a type of larger range, bf16 or f32",
             ConvertError::Permutation { .. } | ConvertError::Damaged { .. } => {
                 "the file was changed after it was written, or written by a faulty program: convert again"
             }

@@ -101,7 +101,7 @@ impl Error {
     pub fn class(&self) -> Class {
         match self {
             Error::Io { source, .. } => match source.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::IsADirectory => Class::Refused,
+                io::ErrorKind::NotFound | io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => Class::Refused,
                 _ => Class::Failed,
             },
             Error::Gguf { defect, .. } => defect.class(),

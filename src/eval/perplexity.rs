@@ -36,6 +36,7 @@ impl Default for PerplexityOptions {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Perplexity {
     /// exp of the mean negative log-likelihood.
+    #[serde(rename = "perplexity")]
     pub value: f64,
     /// Its standard error.
     pub error: f64,

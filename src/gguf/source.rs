@@ -182,6 +182,14 @@ impl Source {
         self.dialect
     }
 
+    /// Names the type of one of this file's tensors; the id 42 of a file of the fork is TCQ4.
+    pub fn type_name(&self, tensor: &TensorInfo) -> String {
+        match (self.dialect, tensor.ty) {
+            (Dialect::Fork, GgmlType::FORK_TCQ4_K32) => format!("{} (id {})", GgmlType::TCQ4_K32, tensor.ty.0),
+            (_, ty) => ty.to_string(),
+        }
+    }
+
     /// Gives the bytes of all files together.
     pub fn total_bytes(&self) -> u64 {
         self.shards.iter().map(|shard| shard.map.bytes().len() as u64).sum()

@@ -76,8 +76,8 @@ fn metadata_changes(a: &Source, b: &Source) -> Vec<Change> {
 fn tensor_change(a: &Source, b: &Source, tensor: &TensorInfo) -> Option<Change> {
     let name = tensor.name.clone();
     let Some(other) = b.tensor(&tensor.name) else { return Some(Change::Removed { name }) };
-    let describe = |t: &TensorInfo| format!("{} {:?}", t.ty, t.dims);
-    let (from, to) = (describe(tensor), describe(other));
+    let describe = |file: &Source, t: &TensorInfo| format!("{} {:?}", file.type_name(t), t.dims);
+    let (from, to) = (describe(a, tensor), describe(b, other));
     if from != to {
         return Some(Change::Changed { name, from, to });
     }

@@ -77,17 +77,17 @@ pub fn summarize(source: &Source) -> Summary {
         file_bytes: source.total_bytes(),
         weights,
         bits_per_weight: bytes as f64 * 8.0 / (weights.max(1)) as f64,
-        types: shares(tensors),
+        types: shares(source),
         metadata: metadata.iter().map(|(key, value)| (key.to_string(), show(&value))).collect(),
         tensors: tensors.iter().map(|t| row(source, t)).collect(),
     }
 }
 
-fn shares(tensors: &[TensorInfo]) -> Vec<TypeShare> {
+fn shares(source: &Source) -> Vec<TypeShare> {
     let mut by_type: BTreeMap<u32, TypeShare> = BTreeMap::new();
-    for t in tensors {
+    for t in source.tensors() {
         let share = by_type.entry(t.ty.0).or_insert_with(|| TypeShare {
-            ty: t.ty.to_string(),
+            ty: source.type_name(t),
             tensors: 0,
             weights: 0,
             bytes: 0,
@@ -104,7 +104,7 @@ fn shares(tensors: &[TensorInfo]) -> Vec<TypeShare> {
 fn row(source: &Source, tensor: &TensorInfo) -> TensorRow {
     TensorRow {
         name: tensor.name.clone(),
-        ty: tensor.ty.to_string(),
+        ty: source.type_name(tensor),
         dims: tensor.dims.clone(),
         bytes: tensor.bytes,
         permuted: source.metadata().contains(&format!("tcq4.{}.perm", tensor.name)),

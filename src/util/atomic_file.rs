@@ -13,7 +13,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, OFlags, RenameFlags};
+use rustix::fs::{Access, CWD, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, ModelError, Result};
@@ -42,8 +42,7 @@ impl AtomicFile {
         let Some(name) = path.file_name() else {
             return Err(Error::io(path, "write to")(io::ErrorKind::InvalidFilename.into()));
         };
-        let folder_path = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let folder = File::open(folder_path).map_err(Error::io(folder_path, "open the output folder"))?;
+        let folder = open_folder(folder_of(path))?;
         let mut temp_name = std::ffi::OsString::from(".");
         temp_name.push(name);
         temp_name.push(".part");
@@ -133,7 +132,7 @@ pub fn check_target(path: &Path, force: bool, inputs: &[&Path]) -> Result<()> {
             return Err(ModelError::OutputIsInput { path: path.to_path_buf(), input: input.to_path_buf() }.into());
         }
     }
-    let Ok(existing) = fs::symlink_metadata(path) else { return Ok(()) };
+    let Ok(existing) = fs::symlink_metadata(path) else { return check_folder(path) };
     if existing.is_dir() {
         return Err(Error::io(path, "write to")(io::ErrorKind::IsADirectory.into()));
     }
@@ -144,7 +143,24 @@ pub fn check_target(path: &Path, force: bool, inputs: &[&Path]) -> Result<()> {
         let other = io::Error::new(io::ErrorKind::InvalidInput, "it is neither a file nor a link");
         return Err(Error::io(path, "replace")(other));
     }
-    Ok(())
+    check_folder(path)
+}
+
+/// Checks that the folder of `path` is one, and can be written.
+fn check_folder(path: &Path) -> Result<()> {
+    let folder = folder_of(path);
+    open_folder(folder)?;
+    rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK).map_err(|e| Error::io(path, "create")(e.into()))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn open_folder(folder: &Path) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(OFlags::DIRECTORY.bits() as i32);
+    options.open(folder).map_err(Error::io(folder, "open the output folder"))
 }
 
 /// Tells whether two paths lead to one existing file, through whatever links.

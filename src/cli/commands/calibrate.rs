@@ -1,20 +1,25 @@
 //! `tcq4 calibrate`: text through the model, permutations (and statistics) out.
 
+use std::path::{Path, PathBuf};
+
 use serde_json::json;
 
 use super::perms::{Request, make};
 use super::statistics::{self, Keep};
 use crate::cli::args::CalibrateArgs;
-use crate::cli::{Outcome, Session};
+use crate::cli::{Outcome, Session, settings};
 use crate::gguf::Source;
 use crate::util::atomic_file::check_target;
 use crate::util::progress::Progress;
 
 pub(in crate::cli) fn run(session: &Session, args: &CalibrateArgs) -> Outcome {
     let source = Source::open(&args.model)?;
-    let inputs: Vec<&std::path::Path> = source.shards().collect();
-    for output in std::iter::once(&args.perms.output).chain(&args.stats) {
-        check_target(output, args.perms.force, &inputs)?;
+    let texts = &args.calibration.calibration;
+    let (output, force) = (&args.perms.output, args.perms.force);
+    let inputs: Vec<&Path> = source.shards().chain(texts.iter().map(PathBuf::as_path)).collect();
+    check_target(output, force, &inputs)?;
+    if let Some(path) = &args.stats {
+        settings::check_side_output(path, output, force, &source, texts)?;
     }
     let statistics = if args.calibration.calibration.is_empty() {
         session.progress.note("no calibration text (-c): permutations come from the model's structure alone, which is fast and less accurate");

@@ -3,16 +3,26 @@
 use super::produce::{Evidence, Production};
 use super::statistics;
 use crate::cli::args::ConvertArgs;
-use crate::cli::{Outcome, Session};
+use crate::cli::{Outcome, Session, settings};
 use crate::gguf::Source;
 
 pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
     let source = Source::open(&args.model)?;
-    let production = Production { session, source: &source, output: &args.output, args: &args.production };
+    let production = Production {
+        session,
+        source: &source,
+        output: &args.output,
+        args: &args.production,
+        inputs: &args.calibration.calibration,
+    };
     let Some(plan) = production.plan()? else { return Ok(0) };
+    if let Some(path) = &args.stats {
+        settings::check_side_output(path, &args.output, args.production.out.force, &source, &args.calibration.calibration)?;
+    }
     let statistics = statistics::measure(session, &source, &args.calibration, &statistics::Keep::in_memory())?;
     if let Some(path) = &args.stats {
         statistics::save(path, &statistics, args.production.out.force, &source)?;
     }
-    production.finish(&plan, &Evidence { statistics: Some(statistics), ..Evidence::default() })
+    let statistics_file = args.stats.as_ref().map(|path| path.display().to_string());
+    production.finish(&plan, &Evidence { statistics: Some(statistics), statistics_file, orders: None })
 }

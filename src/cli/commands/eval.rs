@@ -17,8 +17,6 @@ use crate::tcq::Encoder;
 struct Record<'a> {
     model: &'a Path,
     text: &'a Path,
-    perplexity: f64,
-    error: f64,
     /// Whether TCQ4 tensors were decoded into a temporary copy.
     decoded: bool,
     #[serde(flatten)]
@@ -48,14 +46,7 @@ pub(in crate::cli) fn run(session: &Session, args: &EvalArgs) -> Outcome {
         result.chunks,
         result.ctx
     ));
-    let record = Record {
-        model: &args.model,
-        text: &args.text,
-        perplexity: result.value,
-        error: result.error,
-        decoded,
-        details: &result,
-    };
+    let record = Record { model: &args.model, text: &args.text, decoded, details: &result };
     session.printer.record("eval", record);
     Ok(0)
 }

@@ -18,7 +18,8 @@ use crate::util::progress::Progress;
 
 pub(in crate::cli) fn run(session: &Session, args: &PermsArgs) -> Outcome {
     let source = Source::open(&args.model)?;
-    check_target(&args.perms.output, args.perms.force, &source.shards().collect::<Vec<_>>())?;
+    let inputs: Vec<_> = source.shards().chain(args.stats.as_deref()).collect();
+    check_target(&args.perms.output, args.perms.force, &inputs)?;
     let statistics = args.stats.as_ref().map(|path| statistics::load(path, &source)).transpose()?;
     if statistics.is_none() {
         session

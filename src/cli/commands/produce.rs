@@ -1,7 +1,7 @@
 //! What `convert` and `quantize` share: show the plan, prepare, encode, write, and say what was done.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -26,6 +26,8 @@ pub(super) struct Production<'a> {
     pub(super) source: &'a Source,
     pub(super) output: &'a Path,
     pub(super) args: &'a ProductionArgs,
+    /// Files read besides the model, which no output may replace.
+    pub(super) inputs: &'a [PathBuf],
 }
 
 /// What is known about the model's activations.
@@ -65,7 +67,7 @@ impl Production<'_> {
         if self.args.out.dry_run {
             return Ok(None);
         }
-        let inputs: Vec<&Path> = self.source.shards().collect();
+        let inputs: Vec<&Path> = self.source.shards().chain(self.inputs.iter().map(PathBuf::as_path)).collect();
         check_target(self.output, self.args.out.force, &inputs)?;
         Ok(Some(plan))
     }
@@ -139,6 +141,10 @@ fn calibration_keys(evidence: &Evidence) -> Vec<(String, CalibrationValue)> {
 
 fn done(converted: &Converted, bits: f64, elapsed: Elapsed) -> String {
     let files = converted.outputs.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join("\n");
+    let written = format!("{files}\n{}, {bits:.3} bits a weight, in {elapsed}", Bytes(converted.bytes));
+    if converted.losses.is_empty() {
+        return written;
+    }
     let weights: u64 = converted.losses.iter().map(|l| l.weights).sum();
     let error = converted.losses.iter().map(|l| l.error_rel * l.weights as f64).sum::<f64>() / weights.max(1) as f64;
     let worst = converted.losses.iter().max_by(|a, b| a.error_rel.total_cmp(&b.error_rel));
@@ -146,8 +152,7 @@ fn done(converted: &Converted, bits: f64, elapsed: Elapsed) -> String {
         format!(", at most {:.3} % ({name})", error_rel * 100.0)
     });
     format!(
-        "{files}\n{}, {bits:.3} bits a weight, in {elapsed}\nTCQ4 tensors: {}, relative squared error of the weights {:.3} %{worst}",
-        Bytes(converted.bytes),
+        "{written}\nTCQ4 tensors: {}, relative squared error of the weights {:.3} %{worst}",
         converted.losses.len(),
         error * 100.0,
     )

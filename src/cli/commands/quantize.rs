@@ -1,5 +1,7 @@
 //! `tcq4 quantize`: quantises with given statistics or permutations.
 
+use std::path::PathBuf;
+
 use super::produce::{Evidence, Production};
 use super::statistics;
 use crate::calib::perms;
@@ -9,7 +11,9 @@ use crate::gguf::Source;
 
 pub(in crate::cli) fn run(session: &Session, args: &QuantizeArgs) -> Outcome {
     let source = Source::open(&args.model)?;
-    let production = Production { session, source: &source, output: &args.output, args: &args.production };
+    let inputs: Vec<PathBuf> = args.stats.iter().chain(&args.perms).cloned().collect();
+    let production =
+        Production { session, source: &source, output: &args.output, args: &args.production, inputs: &inputs };
     let mut evidence = Evidence::default();
     if let Some(path) = &args.stats {
         evidence.statistics = Some(statistics::load(path, &source)?);

@@ -41,7 +41,7 @@ impl Keep {
     }
 }
 
-/// Runs the text through the model.
+/// Runs the text through the model. What comes of the statistics is the same whether they take the way through a file or not.
 pub(super) fn measure(session: &Session, source: &Source, args: &CalibrationArgs, keep: &Keep) -> Result<Statistics> {
     let corpus = match &args.calibration[..] {
         [] => Corpus::from_text(DEFAULT_NAME, DEFAULT_TEXT)?,
@@ -64,7 +64,7 @@ pub(super) fn measure(session: &Session, source: &Source, args: &CalibrationArgs
         resume: keep.resume,
         ..CalibrationOptions::default()
     };
-    calibrate(&model, &corpus, &store::fingerprint(source), &options, &session.progress)
+    Ok(calibrate(&model, &corpus, &store::fingerprint(source), &options, &session.progress)?.as_kept())
 }
 
 /// Writes statistics to a file.
