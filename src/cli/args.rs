@@ -72,9 +72,9 @@ pub(crate) struct CalibrationArgs {
     /// Calibration text: a text, .json or .jsonl file (repeatable)
     #[arg(short, long = "calibration", value_name = "FILE")]
     pub(crate) calibration: Vec<PathBuf>,
-    /// Use at most this many chunks of text
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) samples: u32,
+    /// Use at most this many chunks of text [default: 128; for `convert` 32 where the model has no experts]
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) samples: Option<u32>,
     /// Tokens a chunk
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
     pub(crate) ctx: u32,

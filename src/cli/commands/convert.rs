@@ -5,6 +5,7 @@ use super::statistics;
 use crate::cli::args::ConvertArgs;
 use crate::cli::{Outcome, Session, settings};
 use crate::gguf::Source;
+use crate::model::Arch;
 
 pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
     let source = Source::open(&args.model)?;
@@ -25,7 +26,9 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
             &args.calibration.calibration,
         )?;
     }
-    let statistics = statistics::measure(session, &source, &args.calibration, &statistics::Keep::in_memory())?;
+    let has_experts = Arch::from_metadata(source.metadata()).experts > 0;
+    let samples = if has_experts { statistics::MANY_SAMPLES } else { statistics::FEW_SAMPLES };
+    let statistics = statistics::measure(session, &source, &args.calibration, samples, &statistics::Keep::in_memory())?;
     if let Some(path) = &args.stats {
         statistics::save(path, &statistics, args.production.out.force, &source)?;
     }
