@@ -140,10 +140,10 @@ enum RowReader<'a> {
 
 impl<'a> RowReader<'a> {
     fn open(file: &'a Source, tensor: &'a TensorInfo, codec: Codec) -> Result<Self> {
-        match is_tcq4(file, tensor) {
-            true => Ok(Self::Tiles(TcqTensor::open(file, tensor, codec)?, tensor.columns() as usize)),
-            false => Ok(Self::Plain(file, tensor)),
+        if !is_tcq4(file, tensor) {
+            return Ok(Self::Plain(file, tensor));
         }
+        Ok(Self::Tiles(TcqTensor::open(file, tensor, codec)?, tensor.columns() as usize))
     }
 
     fn read(&self, first: u64, rows: u64, values: &mut Vec<f32>) -> Result<()> {

@@ -165,7 +165,9 @@ fn interrupted_calibration_goes_on() {
         if status.success() {
             // Too late: begin again, and interrupt sooner.
             pause /= 2;
-            ["parts.json", "parts.gguf"].iter().for_each(|name| std::fs::remove_file(dir.file(name)).unwrap());
+            for name in ["parts.json", "parts.gguf"] {
+                std::fs::remove_file(dir.file(name)).unwrap();
+            }
             return false;
         }
         pause = pause.mul_f64(1.3);

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+#[cfg(feature = "llama")]
 use serde_json::Value;
 
 use super::Dir;
@@ -14,6 +15,7 @@ pub fn fixture(name: &str) -> PathBuf {
 }
 
 /// What a run of the binary left behind.
+#[cfg_attr(not(feature = "llama"), expect(dead_code, reason = "the tests that look closer need llama.cpp"))]
 pub struct Done {
     pub code: Option<i32>,
     pub stdout: String,
@@ -59,6 +61,7 @@ impl Dir {
     }
 
     /// Reads a JSON file of this folder.
+    #[cfg(feature = "llama")]
     pub fn json(&self, name: &str) -> Value {
         serde_json::from_slice(&self.read(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
@@ -107,6 +110,7 @@ impl Done {
     }
 
     /// Checks the head of the run's JSON record and gives the record.
+    #[cfg(feature = "llama")]
     #[track_caller]
     pub fn record(self, name: &str) -> Value {
         let done = self.ok();
