@@ -147,9 +147,10 @@ impl Conversion {
     /// Plans `source` by `settings`.
     ///
     /// # Errors
-    /// A source tensor that is TCQ4 already; one that is quantised otherwise and would have to change, without
+    /// A source tensor of unknown type; one that is TCQ4 already; one that is quantised otherwise and would have to change, without
     /// [`allow_requantize`](PlanSettings::allow_requantize); a type that ggml cannot encode to; a rule that asks for TCQ4 where it cannot be.
     pub fn new(source: &Source, settings: &PlanSettings) -> Result<Self> {
+        source.check_types()?;
         let tied = source.tensor("output.weight").is_none();
         let plan = |tensor: &TensorInfo| plan_tensor(source, tensor, tied, settings);
         Ok(Self { tensors: source.tensors().iter().map(plan).collect::<Result<_>>()?, fork_ids: settings.fork_ids })
