@@ -101,12 +101,15 @@ impl Statistics {
 
 impl Statistics {
     /// Rounds every number to what [`save`] keeps of it.
+    #[must_use]
     pub fn as_kept(mut self) -> Self {
         let narrow = |sums: &mut [f64]| sums.iter_mut().for_each(|sum| *sum = f64::from(*sum as f32));
         let mut rounded: Vec<(Arc<SampleRows>, Arc<SampleRows>)> = Vec::new();
         for entry in self.entries.values_mut() {
             entry.counts.iter_mut().for_each(|count| *count = (*count as f32).round() as u64);
-            [&mut entry.sum, &mut entry.sum_abs, &mut entry.sum_sq].into_iter().for_each(|sums| narrow(sums));
+            for sums in [&mut entry.sum, &mut entry.sum_abs, &mut entry.sum_sq] {
+                narrow(sums);
+            }
             let Some(rows) = entry.rows.take() else { continue };
             let known = rounded.iter().position(|(old, _)| Arc::ptr_eq(old, &rows)).unwrap_or_else(|| {
                 let new =

@@ -107,6 +107,7 @@ pub struct PlannedTensor {
     pub bytes: u64,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
 fn as_name<S: serde::Serializer>(ty: &GgmlType, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(ty)
 }
@@ -223,7 +224,7 @@ fn wanted_type(tensor: &TensorInfo, tied: bool, settings: &PlanSettings) -> (Ggm
     if let Some(rule) = settings.rules.iter().find(|r| r.pattern.is_match(&tensor.name)) {
         return (rule.ty, Reason::Rule);
     }
-    let large = if tensor.columns() % tcq::CHUNK as u64 == 0 { GgmlType::Q6_K } else { GgmlType::Q8_0 };
+    let large = if tensor.columns().is_multiple_of(tcq::CHUNK as u64) { GgmlType::Q6_K } else { GgmlType::Q8_0 };
     let name = TensorName::parse(&tensor.name);
     match name.role {
         _ if name.kind != Kind::Weight => (tensor.ty, Reason::Kept),
@@ -261,8 +262,20 @@ fn is_linear(role: Role, in_block: bool, name: &str) -> bool {
     };
     match role {
         Role::Unknown => in_block && !KEPT.iter().any(|part| name.contains(part)),
-        OutputNorm | AttnNorm | AttnQNorm | AttnKNorm | AttnPostNorm | FfnNorm | FfnPostNorm => false,
-        Role::TokenEmbd | Role::Output | Rope | AttnSinks | Router | RouterBias | SharedRouter => false,
+        OutputNorm
+        | AttnNorm
+        | AttnQNorm
+        | AttnKNorm
+        | AttnPostNorm
+        | FfnNorm
+        | FfnPostNorm
+        | Role::TokenEmbd
+        | Role::Output
+        | Rope
+        | AttnSinks
+        | Router
+        | RouterBias
+        | SharedRouter => false,
         _ => true,
     }
 }
@@ -281,11 +294,11 @@ fn misfit(tensor: &TensorInfo, ty: GgmlType) -> Option<String> {
         return None;
     }
     let Some(layout) = ty.layout() else { return Some(format!("{ty} has no known layout")) };
-    if tensor.columns() % layout.block != 0 {
+    if !tensor.columns().is_multiple_of(layout.block) {
         return Some(format!("{} columns are no multiple of {}", tensor.columns(), layout.block));
     }
     let rows = tensor.dims.get(1).copied().unwrap_or(1);
-    if ty == GgmlType::TCQ4_K32 && rows % tcq::TILE_ROWS as u64 != 0 {
+    if ty == GgmlType::TCQ4_K32 && !rows.is_multiple_of(tcq::TILE_ROWS as u64) {
         return Some(format!("{rows} rows are no multiple of {}", tcq::TILE_ROWS));
     }
     None
