@@ -107,7 +107,7 @@ pub struct PlannedTensor {
     pub bytes: u64,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands references")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
 fn as_name<S: serde::Serializer>(ty: &GgmlType, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(ty)
 }
@@ -299,7 +299,7 @@ fn misfit(tensor: &TensorInfo, ty: GgmlType) -> Option<String> {
         return Some(format!("{} columns are no multiple of {}", tensor.columns(), layout.block));
     }
     let rows = tensor.dims.get(1).copied().unwrap_or(1);
-    if ty == GgmlType::TCQ4_K32 && rows % tcq::TILE_ROWS as u64 != 0 {
+    if ty == GgmlType::TCQ4_K32 && !rows.is_multiple_of(tcq::TILE_ROWS as u64) {
         return Some(format!("{rows} rows are no multiple of {}", tcq::TILE_ROWS));
     }
     None

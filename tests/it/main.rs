@@ -14,6 +14,7 @@ mod gguf;
 mod gguf_hostile;
 mod gguf_mutants;
 mod golden;
+mod ids;
 mod layering;
 #[cfg(feature = "llama")]
 mod llama;
