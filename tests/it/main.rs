@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod calib;
+mod convert;
 mod gguf;
 mod gguf_hostile;
 mod gguf_mutants;
