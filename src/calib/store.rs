@@ -101,12 +101,15 @@ impl Statistics {
 
 impl Statistics {
     /// Rounds every number to what [`save`] keeps of it.
+    #[must_use]
     pub fn as_kept(mut self) -> Self {
         let narrow = |sums: &mut [f64]| sums.iter_mut().for_each(|sum| *sum = f64::from(*sum as f32));
         let mut rounded: Vec<(Arc<SampleRows>, Arc<SampleRows>)> = Vec::new();
         for entry in self.entries.values_mut() {
             entry.counts.iter_mut().for_each(|count| *count = (*count as f32).round() as u64);
-            [&mut entry.sum, &mut entry.sum_abs, &mut entry.sum_sq].into_iter().for_each(|sums| narrow(sums));
+            for sums in [&mut entry.sum, &mut entry.sum_abs, &mut entry.sum_sq] {
+                narrow(sums);
+            }
             let Some(rows) = entry.rows.take() else { continue };
             let known = rounded.iter().position(|(old, _)| Arc::ptr_eq(old, &rows)).unwrap_or_else(|| {
                 let new =
@@ -122,10 +125,7 @@ impl Statistics {
 
 /// Sample values as they are kept: halves, unless one of them does not fit.
 fn kept_values(values: &[f32]) -> Vec<f32> {
-    match fits_f16(values) {
-        true => values.iter().map(|&value| f16::from_f32(value).to_f32()).collect(),
-        false => values.to_vec(),
-    }
+    if fits_f16(values) { values.iter().map(|&value| f16::from_f32(value).to_f32()).collect() } else { values.to_vec() }
 }
 
 fn fits_f16(values: &[f32]) -> bool {

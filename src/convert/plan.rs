@@ -1,6 +1,7 @@
 //! What becomes of every tensor: decided from names, shapes and settings alone, before anything is read or written.
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 
 use regex::Regex;
 use serde::Serialize;
@@ -110,6 +111,7 @@ pub struct PlannedTensor {
     pub bytes: u64,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands fields over by reference")]
 fn as_name<S: serde::Serializer>(ty: &GgmlType, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(ty)
 }
@@ -249,7 +251,7 @@ fn wanted_type(tensor: &TensorInfo, tied: bool, settings: &PlanSettings) -> (Ggm
     if let Some(rule) = settings.rules.iter().find(|r| r.pattern.is_match(&tensor.name)) {
         return (rule.ty, Reason::Rule);
     }
-    let large = if tensor.columns() % tcq::CHUNK as u64 == 0 { GgmlType::Q6_K } else { GgmlType::Q8_0 };
+    let large = if tensor.columns().is_multiple_of(tcq::CHUNK as u64) { GgmlType::Q6_K } else { GgmlType::Q8_0 };
     match name.role {
         Role::TokenEmbd if tied => {
             (settings.output_type.or(settings.embedding_type).unwrap_or(large), Reason::TiedHead)
@@ -285,31 +287,49 @@ fn is_linear(role: Role, in_block: bool, name: &str) -> bool {
     };
     match role {
         Role::Unknown => in_block && !KEPT.iter().any(|part| name.contains(part)),
-        OutputNorm | AttnNorm | AttnQNorm | AttnKNorm | AttnPostNorm | FfnNorm | FfnPostNorm => false,
-        Role::TokenEmbd | Role::Output | Rope | AttnSinks | Router | RouterBias | SharedRouter => false,
+        OutputNorm
+        | AttnNorm
+        | AttnQNorm
+        | AttnKNorm
+        | AttnPostNorm
+        | FfnNorm
+        | FfnPostNorm
+        | Role::TokenEmbd
+        | Role::Output
+        | Rope
+        | AttnSinks
+        | Router
+        | RouterBias
+        | SharedRouter => false,
         _ => true,
     }
 }
 
 /// The wanted type where the shape allows it; else the fallback, Q8_0, or the type it has.
 fn fit(tensor: &TensorInfo, wanted: GgmlType, reason: Reason, settings: &PlanSettings) -> (GgmlType, Reason) {
-    let Some(because) = misfit(tensor, wanted) else { return (wanted, reason) };
-    let to =
-        [settings.fallback, GgmlType::Q8_0].into_iter().find(|&ty| misfit(tensor, ty).is_none()).unwrap_or(tensor.ty);
+    let misfit = |ty| misfit(tensor, ty, settings.fork_ids);
+    let Some(because) = misfit(wanted) else { return (wanted, reason) };
+    let to = [settings.fallback, GgmlType::Q8_0].into_iter().find(|&ty| misfit(ty).is_none()).unwrap_or(tensor.ty);
     (to, Reason::Substituted { wanted: wanted.to_string(), because })
 }
 
+/// The ids that llama.cpp-rrs took for types of its own; upstream gave them to others.
+const FORK_OWN_IDS: RangeInclusive<u32> = 40..=tcq::FORK_GGML_TYPE_ID;
+
 /// Why `ty` cannot hold this tensor, if it cannot.
-fn misfit(tensor: &TensorInfo, ty: GgmlType) -> Option<String> {
+fn misfit(tensor: &TensorInfo, ty: GgmlType, fork_ids: bool) -> Option<String> {
+    if fork_ids && FORK_OWN_IDS.contains(&ty.0) {
+        return Some(format!("llama.cpp-rrs has another type under id {}", ty.0));
+    }
     if ty == tensor.ty {
         return None;
     }
     let Some(layout) = ty.layout() else { return Some(format!("{ty} has no known layout")) };
-    if tensor.columns() % layout.block != 0 {
+    if !tensor.columns().is_multiple_of(layout.block) {
         return Some(format!("{} columns are no multiple of {}", tensor.columns(), layout.block));
     }
     let rows = tensor.dims.get(1).copied().unwrap_or(1);
-    if ty == GgmlType::TCQ4_K32 && rows % tcq::TILE_ROWS as u64 != 0 {
+    if ty == GgmlType::TCQ4_K32 && !rows.is_multiple_of(tcq::TILE_ROWS as u64) {
         return Some(format!("{rows} rows are no multiple of {}", tcq::TILE_ROWS));
     }
     None

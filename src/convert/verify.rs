@@ -142,9 +142,10 @@ enum RowReader<'a> {
 
 impl<'a> RowReader<'a> {
     fn open(file: &'a Source, tensor: &'a TensorInfo, codec: Codec) -> Result<Self> {
-        match is_tcq4(file, tensor) {
-            true => Ok(Self::Tiles(TcqTensor::open(file, tensor, codec)?, tensor.columns() as usize)),
-            false => Ok(Self::Plain(file, tensor)),
+        if is_tcq4(file, tensor) {
+            Ok(Self::Tiles(TcqTensor::open(file, tensor, codec)?, tensor.columns() as usize))
+        } else {
+            Ok(Self::Plain(file, tensor))
         }
     }
 

@@ -1,5 +1,6 @@
 //! A GGUF file in a few numbers.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -73,8 +74,8 @@ pub fn summarize(source: &Source) -> Summary {
     Summary {
         files: source.shards().map(PathBuf::from).collect(),
         version: source.version(),
-        architecture: metadata.get_str("general.architecture").map(|name| name.into_owned()),
-        name: metadata.get_str("general.name").map(|name| name.into_owned()),
+        architecture: metadata.get_str("general.architecture").map(Cow::into_owned),
+        name: metadata.get_str("general.name").map(Cow::into_owned),
         file_bytes: source.total_bytes(),
         weights,
         bits_per_weight: bytes as f64 * 8.0 / (weights.max(1)) as f64,

@@ -136,6 +136,19 @@ fn what_a_substitution_costs_is_counted_from_the_type_that_was_meant() {
 }
 
 #[test]
+fn types_under_ids_of_the_fork_are_not_written_for_it() {
+    let dir = Dir::new();
+    let spec = TensorSpec { name: "blk.0.attn_q.weight".into(), dims: vec![256, 8], ty: GgmlType::F16 };
+    let source = one_tensor(&dir.file("in.gguf"), spec, 0);
+    for fork_ids in [false, true] {
+        let rules = vec![rule("attn_q", GgmlType::Q2_0)];
+        let plan = Conversion::new(&source, &PlanSettings { rules, fork_ids, ..plain_settings() }).unwrap();
+        let expected = if fork_ids { GgmlType::F16 } else { GgmlType::Q2_0 };
+        assert_eq!((plan.tensors[0].to, plan.substitutions().count()), (expected, usize::from(fork_ids)));
+    }
+}
+
+#[test]
 fn an_infinite_scale_of_the_early_format_is_found() {
     let dir = Dir::new();
     let mut block = [0u8; 148];
