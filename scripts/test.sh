@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# Runs every test: the whole crate with llama.cpp, then the part that builds without it.
-# Needs Rust and a C++ compiler; installs cmake and libclang where they are missing.
+# Runs every test: the whole crate with llama.cpp, then the part that builds without it; closes with one line of counts.
+# Needs Rust and a C++ compiler; installs cmake and libclang where they are missing. Arguments go to `cargo test`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh
-cargo test --release "$@"
-cargo test --release --no-default-features "$@"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+cargo test --release "$@" 2>&1 | tee "$log"
+cargo test --release --no-default-features "$@" 2>&1 | tee -a "$log"
+awk '/^test result:/ { passed += $4; failed += $6; skipped += $8 } END { printf "\n%d passed, %d failed, %d skipped\n", passed, failed, skipped }' "$log"

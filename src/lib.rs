@@ -1,7 +1,7 @@
-//! Converts F16/BF16/F32 GGUF models to TCQ4_K32, a 4-bit tensor type for INT4 tensor cores.
-//!
-//! Modules are listed in floor order: a module uses only modules above it in this list, never its siblings or those below
-//! (`tests/it/layering.rs` checks it).
+#![doc = include_str!("../README.md")]
+//
+// Modules are listed in floor order: a module uses only modules above it in this list, never its siblings or those below
+// (`tests/it/layering.rs` checks it).
 
 // floor 0
 pub mod error;

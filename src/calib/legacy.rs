@@ -1,6 +1,6 @@
-//! Reads llama-imatrix's old `.dat` files. They are never written, and hold no more than E[x²] and a count of chunks.
+//! Reads llama-imatrix's old `.dat` files. They are never written, and hold no more than `E[x²]` and a count of chunks.
 //!
-//! Layout, little endian: i32 entries; for each i32 length and bytes of the name, i32 calls, i32 values, f32 values (E[x²] times calls);
+//! Layout, little endian: i32 entries; for each i32 length and bytes of the name, i32 calls, i32 values, f32 values (`E[x²]` times calls);
 //! then, in younger files, i32 chunks, i32 length and bytes of the data set's name.
 
 use std::collections::BTreeMap;

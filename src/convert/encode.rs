@@ -86,13 +86,20 @@ impl RowRun<'_> {
     }
 
     fn check_finite(&self, values: &[f32]) -> Result<()> {
-        match values.iter().position(|v| !v.is_finite()) {
-            Some(at) => {
-                let columns = self.tensor.columns();
-                Err(self.not_finite(self.first + at as u64 / columns, at as u64 % columns, values[at]))
-            }
-            None => Ok(()),
-        }
+        let Some(at) = values.iter().position(|v| !v.is_finite()) else { return Ok(()) };
+        let columns = self.tensor.columns();
+        let here = || self.not_finite(self.first + at as u64 / columns, at as u64 % columns, values[at]);
+        Err(self.defect_of_source().unwrap_or_else(here))
+    }
+
+    /// The first weight of the source tensor that is not finite: what a transform has moved is told where the user finds it.
+    fn defect_of_source(&self) -> Option<crate::Error> {
+        let mut values = vec![0.0; self.tensor.columns() as usize];
+        (0..self.tensor.rows()).find_map(|row| {
+            read_rows(self.source, self.tensor, row, &mut values).ok()?;
+            let column = values.iter().position(|v| !v.is_finite())?;
+            Some(self.not_finite(row, column as u64, values[column]))
+        })
     }
 
     fn not_finite(&self, row: u64, column: u64, value: f32) -> crate::Error {
@@ -104,10 +111,9 @@ impl RowRun<'_> {
         let row = |row: usize| self.first + stripe_row + row as u64;
         match *error {
             EncodeError::NotFinite { row: r, column } => {
-                match self.values().and_then(|values| self.check_finite(&values)) {
-                    Err(error) => error,
-                    Ok(()) => self.not_finite(row(r), column as u64, f32::INFINITY),
-                }
+                // Finite in the source: a scale has carried it beyond f32.
+                let here = || self.not_finite(row(r), column as u64, f32::INFINITY);
+                self.defect_of_source().unwrap_or_else(here)
             }
             EncodeError::Overflow { row: r, column, magnitude } => {
                 let path = self.source.path().to_path_buf();

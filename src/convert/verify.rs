@@ -52,8 +52,9 @@ pub struct Verification {
 /// Reads the whole file and checks everything that can be wrong with it.
 ///
 /// # Errors
-/// The first defect: a permutation that is none, a tile that does not decode, a value that is not finite, a hash that differs.
+/// The first defect: a tensor of unknown type, a permutation that is none, a tile that does not decode, a value that is not finite, a hash that differs.
 pub fn verify(file: &Source, codec: Codec, progress: &dyn Progress) -> Result<Verification> {
+    file.check_types()?;
     let permutations = permutations(file)?;
     for tensor in permutations.keys() {
         check_permuted_type(file, tensor)?;

@@ -21,13 +21,15 @@ pub fn dequantize_rows(ty: u32, src: &[u8], columns: usize, dst: &mut [f32]) -> 
     Ok(ffi::dequantize(ty, src, columns, dst)?)
 }
 
-/// The CPU features that the linked llama.cpp uses, in its own words.
+/// The CPU features that the linked llama.cpp uses, by its own names.
 pub fn simd_summary() -> String {
-    ffi::system_info()
+    let info = ffi::system_info();
+    let features = info.split(['|', ':']).filter_map(|part| part.trim().strip_suffix("= 1")).map(str::trim);
+    format!("llama.cpp uses: {}", features.collect::<Vec<_>>().join(" "))
 }
 
-/// Version and commit of the linked llama.cpp's ggml.
+/// Which llama.cpp is linked: its ggml's version, and whether it is the stock one or patched to run TCQ4_K32.
 pub fn about() -> String {
-    let (version, commit) = ffi::about();
-    format!("llama.cpp (ggml {version}, commit {commit})")
+    let (version, patched) = ffi::about();
+    format!("llama.cpp: {}, ggml {version}", if patched { "patched for TCQ4_K32" } else { "stock" })
 }

@@ -36,7 +36,7 @@ pub(super) struct Evidence {
     pub(super) grounds: Grounds,
 }
 
-/// Estimates of E[x²] by tensor: what each tensor's input is thought to be, before anything was measured.
+/// Estimates of `E[x²]` by tensor: what each tensor's input is thought to be, before anything was measured.
 pub(super) type Estimates = BTreeMap<String, Vec<f64>>;
 
 impl Weights<'_> {
@@ -72,7 +72,7 @@ impl Weights<'_> {
         Ok(total)
     }
 
-    /// Σ_k w_jk²·`input`_k of each row `j` of a span, averaged over the matrices of a stack: E[y²] if the inputs were independent.
+    /// Σ_k w_jk²·`input`_k of each row `j` of a span, averaged over the matrices of a stack: `E[y²]` if the inputs were independent.
     fn row_energy(&self, tensor: &TensorInfo, span: &Span, input: &[f64]) -> Result<Vec<f64>> {
         let columns = tensor.columns() as usize;
         let parts = self.blocks(tensor, |_, values| {
@@ -94,7 +94,7 @@ impl Weights<'_> {
         Ok(values.into_iter().map(f64::from).collect())
     }
 
-    /// E[x²] behind a norm: gain² + bias², because a normed vector has the mean square 1.
+    /// `E[x²]` behind a norm: gain² + bias², because a normed vector has the mean square 1.
     pub(super) fn behind_norm(&self, spans: &[Span]) -> Result<Vec<f64>> {
         let mut sums: Vec<f64> = Vec::new();
         for span in spans {
@@ -118,7 +118,7 @@ impl Weights<'_> {
         Ok(total)
     }
 
-    /// Estimates E[x²] of a group's activation from what makes it; ones where nothing can be said. `known` holds the estimates behind norms.
+    /// Estimates `E[x²]` of a group's activation from what makes it; ones where nothing can be said. `known` holds the estimates behind norms.
     pub(super) fn estimate(&self, group: &InputGroup, known: &Estimates) -> Result<Vec<f64>> {
         let energy = |spans: &[Span]| -> Result<Option<Vec<f64>>> {
             let Some(span) = spans.iter().find(|span| span.axis == Axis::Rows) else { return Ok(None) };
@@ -177,7 +177,7 @@ pub(super) fn measured(statistics: &Statistics, tensors: &[String], weight_sq: &
     })
 }
 
-/// Evidence from an estimate of E[x²].
+/// Evidence from an estimate of `E[x²]`.
 pub(super) fn estimated(mean_sq: Vec<f64>, weight_sq: Vec<f64>) -> Evidence {
     let abs_max = mean_sq.iter().map(|x| x.sqrt()).collect();
     Evidence { channels: Channels { abs_max, mean_sq, weight_sq }, mean_abs: None, grounds: Grounds::Structure }

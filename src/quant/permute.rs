@@ -63,7 +63,7 @@ impl FromStr for Order {
 pub struct Channels {
     /// Largest magnitude of the activation.
     pub abs_max: Vec<f64>,
-    /// Mean square of the activation, E[x²].
+    /// Mean square of the activation, `E[x²]`.
     pub mean_sq: Vec<f64>,
     /// Sum of squares of the weights that read it, ‖w‖².
     pub weight_sq: Vec<f64>,
@@ -99,7 +99,7 @@ impl Channels {
         Self { abs_max: part(&self.abs_max), mean_sq: part(&self.mean_sq), weight_sq: part(&self.weight_sq) }
     }
 
-    /// The contribution r = sqrt(E[x²]·‖w‖²) of each channel to the output (the channel scale does not change it).
+    /// The contribution r = sqrt(`E[x²]`·‖w‖²) of each channel to the output (the channel scale does not change it).
     pub fn contribution(&self) -> Vec<f64> {
         self.mean_sq.iter().zip(&self.weight_sq).map(|(x, w)| (x * w).sqrt()).collect()
     }
@@ -163,7 +163,7 @@ fn zigzag(values: &[f64]) -> Vec<usize> {
     collect(dealt)
 }
 
-/// Places the channels, largest contribution first, each in the chunk (with room left) where it adds least to Σ (Σ E[x²])·(Σ ‖w‖²) over the
+/// Places the channels, largest contribution first, each in the chunk (with room left) where it adds least to Σ (Σ `E[x²]`)·(Σ ‖w‖²) over the
 /// chunks: after a rotation both the rounding error of a chunk's weights and that of its activations are proportional to these products.
 fn balanced(channels: &Channels) -> Vec<usize> {
     let chunks = channels.len() / CHUNK;
@@ -206,7 +206,7 @@ mod tests {
         Channels { abs_max: x.iter().map(|v| v.sqrt()).collect(), mean_sq: x, weight_sq: w }
     }
 
-    /// Σ over the chunks of (Σ E[x²])·(Σ ‖w‖²), in the order of `permutation`.
+    /// Σ over the chunks of (Σ `E[x²]`)·(Σ ‖w‖²), in the order of `permutation`.
     fn cost(channels: &Channels, permutation: Option<&Permutation>) -> f64 {
         let identity = Permutation::identity(channels.len());
         let order = permutation.unwrap_or(&identity).indices();

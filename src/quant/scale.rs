@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 /// The range of a scale; the geometric mean is 1.
 pub const RANGE: RangeInclusive<f64> = 0.01..=100.0;
 
-/// The closed form a = (‖w‖² / E[x²])^¼, which minimises (Σ E[x²]·a²)·(Σ ‖w‖²/a²) by the Cauchy-Schwarz inequality: the first factor sets the
+/// The closed form a = (‖w‖² / `E[x²]`)^¼, which minimises (Σ `E[x²]`·a²)·(Σ ‖w‖²/a²) by the Cauchy-Schwarz inequality: the first factor sets the
 /// rounding error of rotated activations, the second that of rotated weights. A channel in which either is zero keeps the scale 1.
 ///
 /// # Panics

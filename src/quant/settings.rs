@@ -13,7 +13,7 @@ pub enum Salience {
     /// E|x|.
     #[default]
     MeanAbs,
-    /// E[x²].
+    /// `E[x²]`.
     MeanSq,
 }
 
@@ -22,7 +22,7 @@ pub enum Salience {
 pub enum Scales {
     /// None.
     None,
-    /// (‖w‖² / E[x²])^¼.
+    /// (‖w‖² / `E[x²]`)^¼.
     ClosedForm,
     /// salience^-α, with the α in 0, 1/steps, …, 1 that measures best.
     Awq {

@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     /// Reads from a 3 x 2 matrix 1 2 / 3 4 / 5 6.
-    #[expect(clippy::unnecessary_wraps, reason = "the shape that `apply` asks for")]
+    #[expect(clippy::unnecessary_wraps, reason = "the signature that apply asks for")]
     fn read(row: usize, into: &mut [f32]) -> Result<(), Infallible> {
         into.iter_mut().enumerate().for_each(|(i, value)| *value = (row * 2 + i + 1) as f32);
         Ok(())

@@ -3,11 +3,19 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod calib;
+#[cfg(feature = "llama")]
+mod cli;
+#[cfg(feature = "llama")]
+mod cli_calibration;
+mod cli_errors;
+mod cli_outputs;
 mod convert;
+mod determinism;
 mod gguf;
 mod gguf_hostile;
 mod gguf_mutants;
 mod golden;
+mod ids;
 mod layering;
 #[cfg(feature = "llama")]
 mod llama;

@@ -1,6 +1,6 @@
 //! Outputs are safe: nothing is replaced unasked, nothing half-written ever has the final name, whatever happens in between.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -8,6 +8,7 @@ use tcq4::gguf::{Dialect, GgmlType, Metadata, Plan, Sharding, Source, TensorSpec
 use tcq4::util::atomic_file::{self, AtomicFile};
 use tcq4::{Class, Error};
 
+use crate::support::mount::{Mount, dir_that_nobody_can_write};
 use crate::support::{Dir, skip};
 
 /// The environment of the child process: the output that it writes, and the file that tells its parent that it is in the middle of it.
@@ -304,43 +305,4 @@ fn small_files_are_written_with_the_same_care() {
     dropped.write_at(b"never seen", 0).unwrap();
     drop(dropped);
     assert_eq!((std::fs::read(&path).unwrap(), dir.names()), (b"[]".to_vec(), vec!["perms.json".to_owned()]));
-}
-
-/// A file system mounted for one test.
-struct Mount {
-    path: PathBuf,
-    mounted: bool,
-    _folder: Dir,
-}
-
-impl Mount {
-    /// Mounts a file system in memory; `None` where that is not allowed.
-    fn tmpfs(options: &str) -> Option<Mount> {
-        let folder = Dir::new();
-        let path = folder.path().to_path_buf();
-        let mut command = Command::new("mount");
-        command.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&path).stderr(Stdio::null());
-        command.status().is_ok_and(|status| status.success()).then(|| Mount { path, mounted: true, _folder: folder })
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        if self.mounted {
-            let _ = Command::new("umount").arg(&self.path).status();
-        }
-    }
-}
-
-/// Makes a folder that cannot be written: a read-only mount for root, mode 555 for others.
-fn dir_that_nobody_can_write() -> Option<Mount> {
-    use std::os::unix::fs::PermissionsExt;
-    if let Some(mount) = Mount::tmpfs("ro,size=1m") {
-        return Some(mount);
-    }
-    let folder = Dir::new();
-    let path = folder.path().to_path_buf();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o555)).ok()?;
-    // Root without the right to mount can write here all the same.
-    std::fs::write(path.join("probe"), b"").is_err().then_some(Mount { path, mounted: false, _folder: folder })
 }

@@ -7,6 +7,9 @@ use crate::convert::{Conversion, PlannedTensor, working_memory};
 use crate::gguf::Source;
 use crate::util::units::Bytes;
 
+/// Where a kind stands, its name, its type before and after, and the reason.
+type Kind = (usize, String, String, String, String);
+
 /// Every tensor, then the sums and what the work needs.
 pub(super) fn full(source: &Source, plan: &Conversion) -> String {
     let mut table = Table::new(&["tensor", ">shape", "from", "to", ">bits", ">bytes", "reason"]);
@@ -29,7 +32,7 @@ pub(super) fn full(source: &Source, plan: &Conversion) -> String {
 
 /// One line for all tensors whose names differ only in the number of their block, then the sums.
 pub(super) fn summary(source: &Source, plan: &Conversion) -> String {
-    let mut kinds: BTreeMap<(usize, String, String, String, String), (u64, u64, u64)> = BTreeMap::new();
+    let mut kinds: BTreeMap<Kind, (u64, u64, u64)> = BTreeMap::new();
     let mut order: Vec<String> = Vec::new();
     for tensor in &plan.tensors {
         let name = kind(tensor);

@@ -7,6 +7,7 @@ use std::ffi::{CStr, c_char, c_void};
 use llama_cpp_sys_2 as sys;
 
 use crate::error::LlamaError;
+use crate::tcq;
 
 /// The types that `ggml_quantize_chunk` writes; it aborts the process for any other.
 const ENCODERS: [sys::ggml_type; 28] = [
@@ -162,10 +163,11 @@ pub(in crate::llama) fn system_info() -> String {
     text(unsafe { sys::llama_print_system_info() })
 }
 
-/// ggml's version and commit.
-pub(in crate::llama) fn about() -> (String, String) {
-    // SAFETY: both return pointers to static strings.
-    unsafe { (text(sys::ggml_version()), text(sys::ggml_commit())) }
+/// ggml's version, and whether this llama.cpp knows TCQ4_K32 (its number of tensor types is then beyond ours).
+pub(in crate::llama) fn about() -> (String, bool) {
+    // SAFETY: returns a pointer to a static string.
+    let version = text(unsafe { sys::ggml_version() });
+    (version, sys::GGML_TYPE_COUNT > tcq::GGML_TYPE_ID)
 }
 
 fn text(string: *const c_char) -> String {

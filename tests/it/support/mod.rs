@@ -1,6 +1,8 @@
 //! What the tests share: temporary folders, tiny models, raw GGUF bytes, measured allocation.
 
 pub mod alloc;
+pub mod cmd;
+pub mod mount;
 pub mod raw;
 pub mod tiny_model;
 

@@ -104,11 +104,18 @@ impl TinyModel {
 
     /// Writes the model divided into files.
     pub fn write_sharded(&self, path: &Path, sharding: &Sharding) {
+        self.write_edited(path, sharding, |_, _| ());
+    }
+
+    /// Writes the model after `edit` has changed the data of some tensors, given their names.
+    pub fn write_edited(&self, path: &Path, sharding: &Sharding, edit: impl Fn(&str, &mut [u8])) {
         let dialect = tcq4::gguf::Dialect::Upstream;
         let plan = Plan::sharded(&self.metadata(), self.tensors(), 32, sharding, dialect).expect("a plan");
         let writer = Writer::create(path, &plan, false, &[]).expect("an output");
         for (index, tensor) in plan.tensors().iter().enumerate() {
-            writer.write(index, 0, &self.data(tensor)).expect("a tensor");
+            let mut data = self.data(tensor);
+            edit(&tensor.name, &mut data);
+            writer.write(index, 0, &data).expect("a tensor");
         }
         writer.commit().expect("a finished output");
     }
