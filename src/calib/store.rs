@@ -124,10 +124,7 @@ impl Statistics {
 
 /// Sample values as they are kept: halves, unless one of them does not fit.
 fn kept_values(values: &[f32]) -> Vec<f32> {
-    if !fits_f16(values) {
-        return values.to_vec();
-    }
-    values.iter().map(|&value| f16::from_f32(value).to_f32()).collect()
+    if fits_f16(values) { values.iter().map(|&value| f16::from_f32(value).to_f32()).collect() } else { values.to_vec() }
 }
 
 fn fits_f16(values: &[f32]) -> bool {

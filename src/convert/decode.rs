@@ -2,7 +2,7 @@
 
 use bytemuck::{AnyBitPattern, pod_read_unaligned};
 
-use crate::error::{ConvertError, Result};
+use crate::error::{ConvertError, Error, Result};
 use crate::gguf::{GgmlType, Source, TensorInfo};
 use crate::math::Permutation;
 use crate::tcq::{CHUNK, Codec, EarlyBlock, Layout, ROW_BYTES, TILE_ROWS, Tile, detect_layout, early, validate_tile};
@@ -26,6 +26,7 @@ impl<'a> TcqTensor<'a> {
             GgmlType::TCQ4_K32 => Some(Layout::Final),
             _ => detect_layout(source.data(tensor)),
         };
+        source.release(tensor, 0..tensor.bytes as usize);
         let fail = || ConvertError::Damaged {
             path: source.path().to_path_buf(),
             tensor: tensor.name.clone(),
@@ -52,7 +53,11 @@ impl<'a> TcqTensor<'a> {
                     self.check(&tiles, first + (stripe * TILE_ROWS) as u64)?;
                     self.codec.decode_rows(&tiles, columns, out);
                 }
-                Layout::Early => early::decode_rows(&collect::<EarlyBlock>(bytes), columns, out),
+                Layout::Early => {
+                    let blocks: Vec<EarlyBlock> = collect(bytes);
+                    self.check_early(&blocks, first + (stripe * TILE_ROWS) as u64)?;
+                    early::decode_rows(&blocks, columns, out);
+                }
             }
         }
         Ok(())
@@ -64,9 +69,20 @@ impl<'a> TcqTensor<'a> {
         else {
             return Ok(());
         };
-        let problem = format!("tile at row {row}, column {}: {defect}", index * CHUNK);
-        Err(ConvertError::Damaged { path: self.source.path().to_path_buf(), tensor: self.tensor.name.clone(), problem }
-            .into())
+        Err(self.damaged(format!("tile at row {row}, column {}: {defect}", index * CHUNK)))
+    }
+
+    fn check_early(&self, blocks: &[EarlyBlock], row: u64) -> Result<()> {
+        let unsound = |block: &EarlyBlock| !(block.scale.is_finite() && block.zero.is_finite());
+        let Some(index) = blocks.iter().position(unsound) else { return Ok(()) };
+        let (chunks, EarlyBlock { scale, zero, .. }) = (self.tensor.columns() as usize / CHUNK, blocks[index]);
+        let (row, column) = (row + (index / chunks) as u64, index % chunks * CHUNK);
+        Err(self.damaged(format!("row block at row {row}, column {column} has scale {scale} and offset {zero}")))
+    }
+
+    fn damaged(&self, problem: String) -> Error {
+        let (path, tensor) = (self.source.path().to_path_buf(), self.tensor.name.clone());
+        ConvertError::Damaged { path, tensor, problem }.into()
     }
 }
 

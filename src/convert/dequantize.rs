@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
 use serde::Serialize;
 
 use super::decode::{TcqTensor, undo_permutation};
+use super::floats::to_bytes;
 use super::is_tcq4;
 use super::keys::{permutations, remove_own_keys};
 use super::units::{RowUnit, cut, run_all};
@@ -54,17 +54,20 @@ pub fn dequantize(
     let writer = Writer::create(output, &plan, force, &inputs)?;
     let units = cut(tensors.iter().map(|t| (t.rows(), t.columns())));
     let row_bytes = |tensor: usize| plan.tensor_bytes(tensor) / tensors[tensor].rows();
+    // Telling the two formats apart takes a look at the whole tensor, so it is done once.
+    let open = |tensor| is_tcq4(file, tensor).then(|| TcqTensor::open(file, tensor, codec)).transpose();
+    let readers = tensors.iter().map(open).collect::<Result<Vec<_>>>()?;
     let decode = |unit: &RowUnit| {
         let tensor = &tensors[unit.tensor];
         let source_row = tensor.bytes / tensor.rows();
         let range = (unit.first * source_row) as usize..((unit.first + unit.rows) * source_row) as usize;
-        let bytes = if is_tcq4(file, tensor) {
+        let bytes = if let Some(reader) = readers[unit.tensor] {
             let mut values = vec![0.0; (unit.rows * tensor.columns()) as usize];
-            TcqTensor::open(file, tensor, codec)?.rows(unit.first, unit.rows, &mut values)?;
+            reader.rows(unit.first, unit.rows, &mut values)?;
             if let Some(permutation) = permutations.get(&tensor.name) {
                 undo_permutation(permutation, &mut values);
             }
-            floats(&values, ty).ok_or_else(|| out_of_range(file, tensor, ty))?
+            to_bytes(&values, ty).ok_or_else(|| out_of_range(file, tensor, ty))?
         } else {
             file.data(tensor)[range.clone()].to_vec()
         };
@@ -88,22 +91,6 @@ fn plain_metadata(metadata: &Metadata, ty: GgmlType) -> Metadata {
     };
     plain.set("general.file_type", file_type);
     plain
-}
-
-/// The values as little-endian bytes of `ty`; `None` if one of them becomes infinite.
-fn floats(values: &[f32], ty: GgmlType) -> Option<Vec<u8>> {
-    let bytes: Vec<u8> = match ty {
-        GgmlType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        GgmlType::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
-        _ => {
-            let halves: Vec<f16> = values.iter().map(|&v| f16::from_f32(v)).collect();
-            if halves.iter().any(|h| !h.is_finite()) {
-                return None;
-            }
-            halves.iter().flat_map(|h| h.to_le_bytes()).collect()
-        }
-    };
-    Some(bytes)
 }
 
 fn out_of_range(file: &Source, tensor: &TensorInfo, ty: GgmlType) -> crate::Error {

@@ -1,8 +1,8 @@
 //! Encodes a run of rows of one tensor: read, transform, encode. Pure but for reading the mapped source; knows nothing of files written.
 
 use bytemuck::{Zeroable, cast_slice};
-use half::{bf16, f16, slice::HalfFloatSliceExt};
 
+use super::floats::to_bytes;
 use crate::error::{ConvertError, ModelError, Result};
 use crate::gguf::{GgmlType, Source, TensorInfo};
 use crate::llama;
@@ -71,31 +71,18 @@ impl RowRun<'_> {
     }
 
     fn encode_plain(&self, values: &[f32]) -> Result<Vec<u8>> {
-        match self.to {
-            GgmlType::F32 => Ok(cast_slice(values).to_vec()),
-            GgmlType::F16 => {
-                let mut halves = vec![f16::ZERO; values.len()];
-                halves.convert_from_f32_slice(values);
-                if halves.iter().any(|half| !half.is_finite()) {
-                    let path = self.source.path().to_path_buf();
-                    let (tensor, ty) = (self.tensor.name.clone(), self.to.to_string());
-                    return Err(ConvertError::OutOfRange { path, tensor, ty }.into());
-                }
-                Ok(cast_slice(&halves).to_vec())
-            }
-            GgmlType::BF16 => {
-                let mut halves = vec![bf16::ZERO; values.len()];
-                halves.convert_from_f32_slice(values);
-                Ok(cast_slice(&halves).to_vec())
-            }
-            ty => {
-                let columns = self.tensor.columns();
-                let row = ty.row_bytes(columns).unwrap_or(0);
-                let mut bytes = vec![0; (row * self.rows) as usize];
-                llama::quantize_rows(ty.0, values, columns as usize, None, &mut bytes)?;
-                Ok(bytes)
-            }
+        if self.to.is_float() {
+            let out_of_range = || {
+                let path = self.source.path().to_path_buf();
+                ConvertError::OutOfRange { path, tensor: self.tensor.name.clone(), ty: self.to.to_string() }
+            };
+            return Ok(to_bytes(values, self.to).ok_or_else(out_of_range)?);
         }
+        let columns = self.tensor.columns();
+        let row = self.to.row_bytes(columns).unwrap_or(0);
+        let mut bytes = vec![0; (row * self.rows) as usize];
+        llama::quantize_rows(self.to.0, values, columns as usize, None, &mut bytes)?;
+        Ok(bytes)
     }
 
     fn check_finite(&self, values: &[f32]) -> Result<()> {

@@ -3,6 +3,7 @@
 mod decode;
 mod dequantize;
 mod encode;
+mod floats;
 mod hash;
 mod keys;
 mod metadata;

@@ -1,10 +1,14 @@
 //! What becomes of every tensor: decided from names, shapes and settings alone, before anything is read or written.
 
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
+
 use regex::Regex;
 use serde::Serialize;
 
 use crate::error::{ConvertError, Result};
 use crate::gguf::{Dialect, GgmlType, Source, TensorInfo, TensorSpec};
+use crate::llama;
 use crate::model::{Kind, Role, TensorName};
 use crate::tcq;
 
@@ -141,19 +145,42 @@ pub struct Conversion {
     pub tensors: Vec<PlannedTensor>,
     /// Whether TCQ4 tensors are written under the fork's type id.
     pub fork_ids: bool,
+    /// Whether tensors that are quantised already may be decoded and quantised again.
+    #[serde(skip)]
+    pub allow_requantize: bool,
 }
 
 impl Conversion {
     /// Plans `source` by `settings`.
     ///
     /// # Errors
-    /// A source tensor of unknown type; one that is TCQ4 already; one that is quantised otherwise and would have to change, without
-    /// [`allow_requantize`](PlanSettings::allow_requantize); a type that ggml cannot encode to; a rule that asks for TCQ4 where it cannot be.
+    /// A source tensor of a type of unknown size; one that is TCQ4 already; one that is quantised otherwise and would have to change, without
+    /// [`allow_requantize`](PlanSettings::allow_requantize).
     pub fn new(source: &Source, settings: &PlanSettings) -> Result<Self> {
         source.check_types()?;
         let tied = source.tensor("output.weight").is_none();
         let plan = |tensor: &TensorInfo| plan_tensor(source, tensor, tied, settings);
-        Ok(Self { tensors: source.tensors().iter().map(plan).collect::<Result<_>>()?, fork_ids: settings.fork_ids })
+        let tensors = source.tensors().iter().map(plan).collect::<Result<_>>()?;
+        Ok(Self { tensors, fork_ids: settings.fork_ids, allow_requantize: settings.allow_requantize })
+    }
+
+    /// Checks that every type of the plan that ggml has to write can be written by it, so that long work can be refused before it begins.
+    ///
+    /// # Errors
+    /// Types that this build cannot write, or that need an importance matrix.
+    pub fn check_encoders(&self) -> Result<()> {
+        let written = self.tensors.iter().filter(|t| t.to != t.from && !t.to.is_float() && !t.is_tcq4()).map(|t| t.to);
+        for ty in written.collect::<BTreeSet<_>>() {
+            let Some(layout) = ty.layout() else { continue };
+            let zeros = vec![0.0; layout.block as usize];
+            llama::quantize_rows(ty.0, &zeros, zeros.len(), None, &mut vec![0; layout.bytes as usize])?;
+        }
+        Ok(())
+    }
+
+    /// Whose meaning the type ids have in the output.
+    pub fn dialect(&self) -> Dialect {
+        if self.fork_ids { Dialect::Fork } else { Dialect::Upstream }
     }
 
     /// Names, shapes and types as they are written.
@@ -167,11 +194,14 @@ impl Conversion {
         self.tensors.iter().filter(|t| matches!(t.reason, Reason::Substituted { .. }))
     }
 
-    /// Bytes that the substitutions cost over the type meant for them (TCQ4_K32).
+    /// Bytes that the substitutions cost over the types meant for them.
     pub fn substitution_bytes(&self) -> i64 {
-        let wanted =
-            |t: &PlannedTensor| (t.elements() * tcq::TILE_BYTES as u64).div_ceil((tcq::TILE_ROWS * tcq::CHUNK) as u64);
-        self.substitutions().map(|t| t.bytes as i64 - wanted(t) as i64).sum()
+        let cost = |t: &PlannedTensor| {
+            let Reason::Substituted { wanted, .. } = &t.reason else { return 0 };
+            let meant = wanted.parse::<GgmlType>().ok().and_then(GgmlType::layout);
+            meant.map_or(0, |meant| t.bytes as i64 - (t.elements() / meant.block * meant.bytes) as i64)
+        };
+        self.tensors.iter().map(cost).sum()
     }
 
     /// The number of weights.
@@ -186,7 +216,7 @@ impl Conversion {
 
     /// Bits a weight over the whole output.
     pub fn bits(&self) -> f64 {
-        self.bytes() as f64 * 8.0 / self.elements() as f64
+        self.bytes() as f64 * 8.0 / self.elements().max(1) as f64
     }
 }
 
@@ -218,17 +248,16 @@ fn plan_tensor(source: &Source, tensor: &TensorInfo, tied: bool, settings: &Plan
 
 /// The type that a tensor takes if it fits, by the user's rules and its role.
 fn wanted_type(tensor: &TensorInfo, tied: bool, settings: &PlanSettings) -> (GgmlType, Reason) {
-    if tensor.dims.len() < 2 {
-        // No rule changes norms and biases: llama.cpp's kernels take them as they are, and abort on other types.
+    let name = TensorName::parse(&tensor.name);
+    if tensor.dims.len() < 2 || name.kind != Kind::Weight {
+        // No rule changes norms and biases (those of experts are matrices): llama.cpp's kernels take them as they are, and abort on others.
         return (tensor.ty, Reason::Kept);
     }
     if let Some(rule) = settings.rules.iter().find(|r| r.pattern.is_match(&tensor.name)) {
         return (rule.ty, Reason::Rule);
     }
     let large = if tensor.columns().is_multiple_of(tcq::CHUNK as u64) { GgmlType::Q6_K } else { GgmlType::Q8_0 };
-    let name = TensorName::parse(&tensor.name);
     match name.role {
-        _ if name.kind != Kind::Weight => (tensor.ty, Reason::Kept),
         Role::TokenEmbd if tied => {
             (settings.output_type.or(settings.embedding_type).unwrap_or(large), Reason::TiedHead)
         }
@@ -283,14 +312,20 @@ fn is_linear(role: Role, in_block: bool, name: &str) -> bool {
 
 /// The wanted type where the shape allows it; else the fallback, Q8_0, or the type it has.
 fn fit(tensor: &TensorInfo, wanted: GgmlType, reason: Reason, settings: &PlanSettings) -> (GgmlType, Reason) {
-    let Some(because) = misfit(tensor, wanted) else { return (wanted, reason) };
-    let to =
-        [settings.fallback, GgmlType::Q8_0].into_iter().find(|&ty| misfit(tensor, ty).is_none()).unwrap_or(tensor.ty);
+    let misfit = |ty| misfit(tensor, ty, settings.fork_ids);
+    let Some(because) = misfit(wanted) else { return (wanted, reason) };
+    let to = [settings.fallback, GgmlType::Q8_0].into_iter().find(|&ty| misfit(ty).is_none()).unwrap_or(tensor.ty);
     (to, Reason::Substituted { wanted: wanted.to_string(), because })
 }
 
+/// The ids that llama.cpp-rrs took for types of its own; upstream gave them to others.
+const FORK_OWN_IDS: RangeInclusive<u32> = 40..=tcq::FORK_GGML_TYPE_ID;
+
 /// Why `ty` cannot hold this tensor, if it cannot.
-fn misfit(tensor: &TensorInfo, ty: GgmlType) -> Option<String> {
+fn misfit(tensor: &TensorInfo, ty: GgmlType, fork_ids: bool) -> Option<String> {
+    if fork_ids && FORK_OWN_IDS.contains(&ty.0) {
+        return Some(format!("llama.cpp-rrs has another type under id {}", ty.0));
+    }
     if ty == tensor.ty {
         return None;
     }

@@ -1,11 +1,11 @@
 //! Carries out a plan: encodes every tensor on all threads, writes each run of rows to its place, reads all of it back, then gives the file
 //! its name. Decides nothing.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rayon::prelude::*;
 use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -13,12 +13,12 @@ use super::encode::RowRun;
 use super::hash::tensor_sha256;
 use super::keys::{KEY_SOURCE, hash_key};
 use super::plan::{Conversion, PlannedTensor};
-use super::units::{RowUnit, cut, run_all};
+use super::units::{RowUnit, cut, in_order, run_all};
 use crate::error::{ConvertError, Error, Result};
-use crate::gguf::{Dialect, Metadata, Plan, Sharding, Source, Writer};
+use crate::gguf::{Metadata, Plan, Sharding, Source, Writer};
 use crate::quant::Transform;
 use crate::tcq::{Codec, Loss};
-use crate::util::progress::{NoProgress, Progress, Unit};
+use crate::util::progress::{Progress, Unit};
 
 /// Everything that a conversion needs, decided before.
 pub struct Job<'a> {
@@ -72,25 +72,29 @@ pub struct Converted {
 /// Encodes and writes a model. The output appears under its name only when all of it is written, read back and synced.
 ///
 /// # Errors
-/// Weights that are not finite or too large; what [`Writer`] refuses; [`crate::Error::Interrupted`].
+/// Weights that are not finite or too large; types that cannot be written; a quantised tensor that its transform would have quantised again
+/// without [`Conversion::allow_requantize`]; what [`Writer`] refuses; [`crate::Error::Interrupted`].
 pub fn convert(job: &Job<'_>, target: &Target, progress: &dyn Progress) -> Result<Converted> {
+    job.plan.check_encoders()?;
+    check_requantized(job)?;
     let tensors = job.source.tensors();
     let mut metadata = job.metadata.clone();
     metadata.set(KEY_SOURCE, "0".repeat(64));
     for tensor in tensors {
         metadata.set(&hash_key(&tensor.name), "0".repeat(64));
     }
-    let dialect = if job.plan.fork_ids { Dialect::Fork } else { Dialect::Upstream };
-    let plan = Plan::sharded(&metadata, job.plan.specs(), job.source.alignment(), &target.sharding, dialect)
+    let plan = Plan::sharded(&metadata, job.plan.specs(), job.source.alignment(), &target.sharding, job.plan.dialect())
         .map_err(|e| e.at(&target.path))?;
     let inputs: Vec<&Path> = job.source.shards().collect();
     let mut writer = Writer::create(&target.path, &plan, target.force, &inputs)?;
     let units = cut(tensors.iter().map(|t| (t.rows(), t.columns())));
+    let failed = AtomicBool::new(false);
     let (written, source_sha256) = std::thread::scope(|scope| {
-        let hash = scope.spawn(|| job.source.sha256(&NoProgress));
-        let written = write_units(job, &plan, &writer, &units, progress)?;
-        let hash = hash.join().map_err(|_| Error::Interrupted)?;
-        Ok::<_, Error>((written, hash?))
+        let hash = scope.spawn(|| job.source.sha256(&Unseen { progress, failed: &failed }));
+        let written = write_units(job, &plan, &writer, &units, progress);
+        failed.store(written.is_err(), Ordering::Relaxed);
+        let hash = hash.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok::<_, Error>((written?, hash?))
     })?;
     for (tensor, hash) in tensors.iter().zip(reread(job, &writer, &units, &written, progress)?) {
         metadata.set(&hash_key(&tensor.name), hash);
@@ -100,6 +104,48 @@ pub fn convert(job: &Job<'_>, target: &Target, progress: &dyn Progress) -> Resul
     let outputs = writer.paths().map(PathBuf::from).collect();
     writer.commit()?;
     Ok(Converted { outputs, bytes: plan.total_bytes(), source_sha256, losses: losses(job, &units, &written) })
+}
+
+/// The source is hashed beside the work that the progress shows: unseen, and given up with it.
+struct Unseen<'a> {
+    progress: &'a dyn Progress,
+    failed: &'a AtomicBool,
+}
+
+impl Progress for Unseen<'_> {
+    fn begin(&self, _label: &str, _total: u64, _unit: Unit) {}
+    fn advance(&self, _amount: u64) {}
+    fn end(&self) {}
+    fn note(&self, message: &str) {
+        self.progress.note(message);
+    }
+    fn interrupted(&self) -> bool {
+        self.failed.load(Ordering::Relaxed) || self.progress.interrupted()
+    }
+}
+
+/// What happens to a tensor; an order that only the TCQ4 runtime undoes is left out where it takes another type.
+fn transform_of<'a>(job: &Job<'a>, planned: &PlannedTensor) -> Option<Cow<'a, Transform>> {
+    let transform = job.transforms.get(&planned.name)?;
+    let transform = match transform.runtime_order() {
+        Some(_) if !planned.is_tcq4() => Cow::Owned(transform.without_runtime()),
+        _ => Cow::Borrowed(transform),
+    };
+    Some(transform).filter(|transform| !transform.is_identity())
+}
+
+/// Refuses to change the values of a tensor that keeps its quantised type, unless that is allowed.
+fn check_requantized(job: &Job<'_>) -> Result<()> {
+    let mut kept =
+        job.plan.tensors.iter().filter(|t| t.to == t.from && !t.to.is_float() && transform_of(job, t).is_some());
+    match kept.next() {
+        Some(tensor) if !job.plan.allow_requantize => {
+            let path = job.source.path().to_path_buf();
+            Err(ConvertError::AlreadyQuantized { path, tensor: tensor.name.clone(), ty: tensor.from.to_string() }
+                .into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What is kept of a run of rows after it is written.
@@ -117,10 +163,12 @@ fn write_units(
 ) -> Result<Vec<Written>> {
     let tensors = job.source.tensors();
     let left: Vec<AtomicU64> = tensors.iter().map(|t| AtomicU64::new(t.rows())).collect();
+    let transforms: Vec<Option<Cow<'_, Transform>>> =
+        job.plan.tensors.iter().map(|planned| transform_of(job, planned)).collect();
     let source_bytes = |unit: &RowUnit| unit.rows * (tensors[unit.tensor].bytes / tensors[unit.tensor].rows());
     run_all(units, "quantize", progress, source_bytes, |unit| {
         let tensor = &tensors[unit.tensor];
-        let transform = job.transforms.get(&tensor.name).filter(|t| !t.is_identity());
+        let transform = transforms[unit.tensor].as_deref();
         let to = job.plan.tensors[unit.tensor].to;
         let run = RowRun { source: job.source, tensor, transform, to, first: unit.first, rows: unit.rows };
         let (bytes, loss) = run.encode(job.codec)?;
@@ -145,13 +193,16 @@ fn reread(
     let runs: Vec<(RowUnit, u64)> = units.iter().copied().zip(written.iter().map(|w| w.digest)).collect();
     let by_tensor: Vec<&[(RowUnit, u64)]> = runs.chunk_by(|a, b| a.0.tensor == b.0.tensor).collect();
     progress.begin("read back", view.total_bytes(), Unit::Bytes);
-    let hashes = by_tensor.par_iter().map(|runs| reread_tensor(job, &view, runs, progress)).collect();
+    let hashes = in_order(&by_tensor, |runs| reread_tensor(job, &view, runs, progress));
     progress.end();
     hashes
 }
 
 /// Compares the runs of one tensor with what was meant, and hashes it.
 fn reread_tensor(job: &Job<'_>, view: &Source, runs: &[(RowUnit, u64)], progress: &dyn Progress) -> Result<String> {
+    if progress.interrupted() {
+        return Err(Error::Interrupted);
+    }
     let planned = &job.plan.tensors[runs[0].0.tensor];
     let fail = |problem: String| ConvertError::Damaged {
         path: view.path().to_path_buf(),

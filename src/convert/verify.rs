@@ -10,7 +10,7 @@ use super::hash::tensor_sha256;
 use super::keys::{hash_key, permutations};
 use super::units::{cut, in_order, run_all};
 use super::{is_tcq4, record};
-use crate::error::{ConvertError, ModelError, Result};
+use crate::error::{ConvertError, Error, ModelError, Result};
 use crate::gguf::{Source, TensorInfo};
 use crate::math::Permutation;
 use crate::quant::Transform;
@@ -61,6 +61,9 @@ pub fn verify(file: &Source, codec: Codec, progress: &dyn Progress) -> Result<Ve
     }
     progress.begin("verify", file.tensors().iter().map(|t| t.bytes).sum(), Unit::Bytes);
     let one = |tensor: &TensorInfo| {
+        if progress.interrupted() {
+            return Err(Error::Interrupted);
+        }
         let report = verify_tensor(file, tensor, permutations.get(&tensor.name), codec)?;
         progress.advance(tensor.bytes);
         Ok(report)
@@ -140,10 +143,11 @@ enum RowReader<'a> {
 
 impl<'a> RowReader<'a> {
     fn open(file: &'a Source, tensor: &'a TensorInfo, codec: Codec) -> Result<Self> {
-        if !is_tcq4(file, tensor) {
-            return Ok(Self::Plain(file, tensor));
+        if is_tcq4(file, tensor) {
+            Ok(Self::Tiles(TcqTensor::open(file, tensor, codec)?, tensor.columns() as usize))
+        } else {
+            Ok(Self::Plain(file, tensor))
         }
-        Ok(Self::Tiles(TcqTensor::open(file, tensor, codec)?, tensor.columns() as usize))
     }
 
     fn read(&self, first: u64, rows: u64, values: &mut Vec<f32>) -> Result<()> {

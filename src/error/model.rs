@@ -74,6 +74,14 @@ pub enum ModelError {
         /// The first such channel.
         channel: usize,
     },
+    /// A model computed NaN or infinity for a token's logits.
+    #[error("{}: the model computes logits that are not finite on chunk {chunk} of the text", path.display())]
+    LogitsNotFinite {
+        /// The model file.
+        path: PathBuf,
+        /// The chunk, counted from 0.
+        chunk: usize,
+    },
     /// The input of a weight changed its shape between two graphs.
     #[error("tensor `{tensor}`: expected {} inputs of {} channels, got {} of {}", expected.0, expected.1, got.0, got.1)]
     CalibrationShape {
@@ -142,7 +150,9 @@ impl ModelError {
     /// How this failure ends the program.
     pub fn class(&self) -> Class {
         match self {
-            ModelError::ActivationNotFinite { .. } | ModelError::CalibrationShape { .. } => Class::Failed,
+            ModelError::ActivationNotFinite { .. }
+            | ModelError::LogitsNotFinite { .. }
+            | ModelError::CalibrationShape { .. } => Class::Failed,
             _ => Class::Refused,
         }
     }
@@ -156,7 +166,7 @@ impl ModelError {
             ModelError::OutputBusy { .. } => Some("wait until it is done, or choose another output name".into()),
             ModelError::CalibrationEmpty { .. } => Some("give a text of a few hundred kilobytes, like those that the model will see".into()),
             ModelError::TextTooShort { .. } => Some("give a longer text, or shorter chunks with --ctx".into()),
-            ModelError::ActivationNotFinite { .. } => Some("the model computes no usable numbers on this text: check it with llama-perplexity".into()),
+            ModelError::ActivationNotFinite { .. } | ModelError::LogitsNotFinite { .. } => Some("the model computes no usable numbers on this text: check it with llama-perplexity".into()),
             ModelError::CalibrationFormat { .. } | ModelError::CalibrationShape { .. } => None,
             ModelError::StatisticsDiffer { .. } => Some("merge only statistics of one model with one --ctx".into()),
             ModelError::Statistics { .. } => Some("make it again with `tcq4 calibrate --stats`, or with llama-imatrix".into()),

@@ -55,7 +55,8 @@ pub struct Perplexity {
 /// Measures the perplexity of `model` on `text`.
 ///
 /// # Errors
-/// [`ModelError::TextTooShort`] unless the text fills two chunks (llama-perplexity's rule), what llama.cpp refuses, and [`Error::Interrupted`].
+/// [`ModelError::TextTooShort`] unless the text fills two chunks (llama-perplexity's rule), logits that are
+/// not finite, what llama.cpp refuses, and [`Error::Interrupted`].
 pub fn perplexity(
     model: &Model,
     text: &str,
@@ -81,6 +82,9 @@ pub fn perplexity(
         context.clear();
         context.decode(&tokens, Logits::From(first))?;
         sums.add_chunk(context.logits(), model.vocab_size(), &tokens[first + 1..]);
+        if !sums.nll.is_finite() {
+            return Err(ModelError::LogitsNotFinite { path: model.path().to_path_buf(), chunk: index }.into());
+        }
         running.push(sums.mean().exp());
         progress.advance(u64::from(ctx));
     }

@@ -151,6 +151,11 @@ impl Source {
         sizes
     }
 
+    /// Gives the path of the first shard, by which llama.cpp loads a sharded model.
+    pub fn first_shard(&self) -> &Path {
+        self.shards().next().unwrap_or(&self.path)
+    }
+
     /// Gives the keys of the model, those about sharding (`split.*`) taken out.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata

@@ -68,7 +68,8 @@ pub struct Summary {
 pub fn summarize(source: &Source) -> Summary {
     let metadata = source.metadata();
     let tensors = source.tensors();
-    let weights: u64 = tensors.iter().map(TensorInfo::elements).sum();
+    // Tensors of unknown types may claim any shape.
+    let weights = tensors.iter().map(TensorInfo::elements).fold(0, u64::saturating_add);
     let bytes: u64 = tensors.iter().map(|t| t.bytes).sum();
     Summary {
         files: source.shards().map(PathBuf::from).collect(),
@@ -94,7 +95,7 @@ fn shares(source: &Source) -> Vec<TypeShare> {
             bytes: 0,
         });
         share.tensors += 1;
-        share.weights += t.elements();
+        share.weights = share.weights.saturating_add(t.elements());
         share.bytes += t.bytes;
     }
     let mut shares: Vec<_> = by_type.into_values().collect();

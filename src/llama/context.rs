@@ -32,6 +32,7 @@ impl<'m> Context<'m> {
     /// [`LlamaError::Tokens`] for no, too many or unknown tokens, [`LlamaError::Decode`] for what llama.cpp refuses.
     pub fn decode(&mut self, tokens: &[i32], logits: Logits) -> Result<()> {
         self.check(tokens)?;
+        self.outputs = 0;
         self.raw.decode(tokens, self.position, |index| logits.wants(index), None)?;
         self.position += tokens.len();
         self.outputs = (0..tokens.len()).filter(|&index| logits.wants(index)).count();

@@ -9,9 +9,7 @@ use std::str::FromStr;
 use serde::Serialize;
 
 use crate::math::Permutation;
-
-/// The span of one rotation.
-pub const CHUNK: usize = 256;
+use crate::tcq::CHUNK;
 
 /// How channels are ordered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]

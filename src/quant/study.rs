@@ -7,7 +7,7 @@ use super::evidence::{Estimates, Evidence, Weights, estimated, measured};
 use super::fold::columns_order;
 use super::objective::{Objective, SAMPLE_ROWS, sample_of};
 use super::outcome::{Applied, Grounds, GroupOutcome, Measured, ScaleOutcome};
-use super::permute::{CHUNK, Channels, Order, permutation, permutation_in_spans};
+use super::permute::{Channels, Order, permutation, permutation_in_spans};
 use super::scale::{awq, closed_form, pooled};
 use super::settings::{Apply, Orders, Salience, Scales, Settings};
 use crate::calib::{SampleRows, Statistics};
@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::gguf::TensorInfo;
 use crate::math::Permutation;
 use crate::model::{InputGroup, Producer};
+use crate::tcq::CHUNK;
 
 /// Experts of a layer whose output is measured.
 const EXPERTS: usize = 4;

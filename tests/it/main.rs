@@ -9,6 +9,7 @@ mod cli;
 mod cli_calibration;
 mod cli_errors;
 mod cli_outputs;
+mod convert;
 mod determinism;
 mod gguf;
 mod gguf_hostile;

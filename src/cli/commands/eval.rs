@@ -33,7 +33,7 @@ pub(in crate::cli) fn run(session: &Session, args: &EvalArgs) -> Outcome {
         dequantize(&source, &copy, GgmlType::F16, false, session.codec(Encoder::Default)?, &session.progress)?;
         Model::load(&copy, &ModelOptions { gpu_layers: args.ngl })?
     } else {
-        Model::load(&args.model, &ModelOptions { gpu_layers: args.ngl })?
+        Model::load(source.first_shard(), &ModelOptions { gpu_layers: args.ngl })?
     };
     let options =
         PerplexityOptions { ctx: args.ctx, chunks: args.chunks.map(|n| n as usize), threads: session.threads() };

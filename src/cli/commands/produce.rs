@@ -13,7 +13,7 @@ use crate::cli::args::ProductionArgs;
 use crate::cli::{Outcome, Session, settings};
 use crate::convert::{CalibrationValue, Conversion, Converted, Job, Provenance, TensorLoss, convert, output_metadata};
 use crate::error::{Class, ConvertError, Result};
-use crate::gguf::Source;
+use crate::gguf::{Plan, Source};
 use crate::math::Permutation;
 use crate::quant::{Prepared, prepare};
 use crate::util::atomic_file::check_target;
@@ -68,8 +68,19 @@ impl Production<'_> {
             return Ok(None);
         }
         let inputs: Vec<&Path> = self.source.shards().chain(self.inputs.iter().map(PathBuf::as_path)).collect();
-        check_target(self.output, self.args.out.force, &inputs)?;
+        for path in self.outputs(&plan)? {
+            check_target(&path, self.args.out.force, &inputs)?;
+        }
+        plan.check_encoders()?;
         Ok(Some(plan))
+    }
+
+    /// The files that will be written: the output, or its shards.
+    fn outputs(&self, plan: &Conversion) -> Result<Vec<PathBuf>> {
+        let target = settings::target(self.output, &self.args.out, self.source);
+        let alignment = self.source.alignment();
+        let layout = Plan::sharded(self.source.metadata(), plan.specs(), alignment, &target.sharding, plan.dialect());
+        Ok(layout.map_err(|e| e.at(self.output))?.paths(self.output))
     }
 
     /// Prepares, encodes and writes.
@@ -136,7 +147,9 @@ fn calibration_keys(evidence: &Evidence) -> Vec<(String, CalibrationValue)> {
     if let Some(file) = &evidence.statistics_file {
         keys.push(("quantize.imatrix.file", CalibrationValue::Text(file.clone())));
     }
-    keys.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
+    let notes = statistics.notes.iter();
+    let notes = notes.map(|(note, value)| (format!("tcq4.calibration.{note}"), CalibrationValue::Text(value.clone())));
+    keys.into_iter().map(|(key, value)| (key.to_string(), value)).chain(notes).collect()
 }
 
 fn done(converted: &Converted, bits: f64, elapsed: Elapsed) -> String {

@@ -1,5 +1,6 @@
 //! `tcq4 quantize`: quantises with given statistics or permutations.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::produce::{Evidence, Production};
@@ -8,6 +9,7 @@ use crate::calib::perms;
 use crate::cli::args::QuantizeArgs;
 use crate::cli::{Outcome, Session};
 use crate::gguf::Source;
+use crate::util::progress::Progress;
 
 pub(in crate::cli) fn run(session: &Session, args: &QuantizeArgs) -> Outcome {
     let source = Source::open(&args.model)?;
@@ -22,10 +24,15 @@ pub(in crate::cli) fn run(session: &Session, args: &QuantizeArgs) -> Outcome {
     if let Some(path) = &args.perms {
         let file = perms::load(path)?;
         file.check(path, |name| source.tensor(name).map(crate::gguf::TensorInfo::columns))?;
-        evidence.orders = file.reorder_enabled.then_some(file.permutations);
+        evidence.orders = Some(if file.reorder_enabled { file.permutations } else { BTreeMap::new() });
     }
-    match production.plan()? {
-        Some(plan) => production.finish(&plan, &evidence),
-        None => Ok(0),
+    let Some(plan) = production.plan()? else { return Ok(0) };
+    let is_used = |name: &str| plan.tensors.iter().any(|t| t.name == name && t.is_tcq4());
+    let unused = evidence.orders.iter().flatten().filter(|(name, _)| !is_used(name)).count();
+    if unused > 0 {
+        session
+            .progress
+            .note(&format!("{unused} permutations are of tensors that do not become TCQ4, and are left out"));
     }
+    production.finish(&plan, &evidence)
 }

@@ -65,7 +65,7 @@ pub(super) fn measure(
             corpus.duplicates + corpus.samples
         ));
     }
-    let model = Model::load(source.path(), &ModelOptions { gpu_layers: args.ngl })?;
+    let model = Model::load(source.first_shard(), &ModelOptions { gpu_layers: args.ngl })?;
     let options = CalibrationOptions {
         ctx: args.ctx,
         samples: args.samples.unwrap_or(default_samples) as usize,
