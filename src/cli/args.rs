@@ -65,6 +65,13 @@ pub(crate) enum Command {
     Eval(EvalArgs),
 }
 
+impl Command {
+    /// Whether llama.cpp computes for this command.
+    pub(crate) fn runs_a_model(&self) -> bool {
+        matches!(self, Command::Convert(_) | Command::Calibrate(_) | Command::Eval(_))
+    }
+}
+
 /// How calibration runs the model.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Calibration")]

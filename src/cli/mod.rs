@@ -2,6 +2,7 @@
 
 mod args;
 mod commands;
+mod openmp;
 mod printer;
 mod progress;
 mod settings;
@@ -49,15 +50,23 @@ impl Session {
 
 /// Runs the program and says how it ended.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    init_log(cli.global.verbose);
-    match start(&cli.global).and_then(|session| dispatch(&session, cli.command)) {
+    match run() {
         Ok(class) => ExitCode::from(class),
         Err(error) => {
             Printer::error(&error);
             ExitCode::from(exit_class(&error).code())
         }
     }
+}
+
+fn run() -> Outcome {
+    check_cpu()?; // first of all: what follows may use instructions that this CPU lacks
+    let cli = Cli::parse();
+    init_log(cli.global.verbose);
+    if cli.command.runs_a_model() {
+        openmp::sleep_while_waiting();
+    }
+    dispatch(&start(&cli.global)?, cli.command)
 }
 
 /// Exit code 0, or 4 where `--strict` was asked for and something had to fall back.
@@ -78,7 +87,6 @@ fn dispatch(session: &Session, command: Command) -> Outcome {
 }
 
 fn start(global: &GlobalArgs) -> anyhow::Result<Session> {
-    check_cpu()?;
     if let Some(threads) = global.threads {
         rayon::ThreadPoolBuilder::new().num_threads(threads as usize).build_global()?;
     }
