@@ -159,21 +159,29 @@ impl ModelError {
 
     /// What the user can do about it, if there is something to say.
     pub fn hint(&self) -> Option<String> {
-        match self {
-            ModelError::NotFinite { .. } => Some("the source model is damaged: fetch or convert it again".into()),
-            ModelError::OutputExists { .. } => Some("choose another name, or pass --force to replace it".into()),
-            ModelError::OutputIsInput { .. } => Some("choose another output name".into()),
-            ModelError::OutputBusy { .. } => Some("wait until it is done, or choose another output name".into()),
-            ModelError::CalibrationEmpty { .. } => Some("give a text of a few hundred kilobytes, like those that the model will see".into()),
-            ModelError::TextTooShort { .. } => Some("give a longer text, or shorter chunks with --ctx".into()),
-            ModelError::ActivationNotFinite { .. } | ModelError::LogitsNotFinite { .. } => Some("the model computes no usable numbers on this text: check it with llama-perplexity".into()),
-            ModelError::CalibrationFormat { .. } | ModelError::CalibrationShape { .. } => None,
-            ModelError::StatisticsDiffer { .. } => Some("merge only statistics of one model with one --ctx".into()),
-            ModelError::Statistics { .. } => Some("make it again with `tcq4 calibrate --stats`, or with llama-imatrix".into()),
-            ModelError::StatisticsOfAnotherModel { .. } => Some("calibrate this very model: statistics of another quantisation or fine-tune mislead".into()),
-            ModelError::Checkpoint { .. } => Some("run without --resume to begin anew".into()),
-            ModelError::Perms { .. } => Some("expected {\"version\": 1, \"permutations\": {\"blk.0.attn_q.weight\": [..], ..}}, as `tcq4 calibrate -o` writes it".into()),
-            ModelError::PermsTensor { .. } => Some("make the permutations again from this model".into()),
-        }
+        use ModelError as E;
+        let text = match self {
+            E::NotFinite { .. } => "the source model is damaged: fetch or convert it again",
+            E::OutputExists { .. } => "choose another name, or pass --force to replace it",
+            E::OutputIsInput { .. } => "choose another output name",
+            E::OutputBusy { .. } => "wait until it is done, or choose another output name",
+            E::CalibrationEmpty { .. } => "give a text of a few hundred kilobytes, like those that the model will see",
+            E::TextTooShort { .. } => "give a longer text, or shorter chunks with --ctx",
+            E::ActivationNotFinite { .. } | E::LogitsNotFinite { .. } => {
+                "the model computes no usable numbers: `tcq4 verify` names weights that are not finite"
+            }
+            E::CalibrationFormat { .. } | E::CalibrationShape { .. } => return None,
+            E::StatisticsDiffer { .. } => "add up only statistics of one model, measured with one --ctx",
+            E::Statistics { .. } => "make it again with `tcq4 calibrate --stats`, or with llama-imatrix",
+            E::StatisticsOfAnotherModel { .. } => {
+                "calibrate this very model: statistics of another quantisation or fine-tune mislead"
+            }
+            E::Checkpoint { .. } => "run without --resume to begin anew",
+            E::Perms { .. } => {
+                "expected {\"version\": 1, \"permutations\": {\"blk.0.attn_q.weight\": [..], ..}}, as `tcq4 calibrate -o` writes it"
+            }
+            E::PermsTensor { .. } => "make the permutations again from this model",
+        };
+        Some(text.into())
     }
 }
