@@ -7,8 +7,15 @@ use crate::gguf::Source;
 use crate::inspect::{Summary, summarize};
 use crate::util::units::Bytes;
 
-/// Metadata keys shown in the summary; `--all` shows every key.
-const SHOWN_KEYS: usize = 24;
+/// Whether a key is one of many of its kind, which only `--all` shows: the tokenizer's, and those of single tensors.
+fn is_bulk(key: &str) -> bool {
+    let own = key.starts_with("tcq4.");
+    key.starts_with("tokenizer.")
+        || key == "tcq4.transforms"
+        || key.starts_with("tcq4.vector.")
+        || (own && key.ends_with(".perm"))
+        || (own && key.ends_with(".sha256") && key != "tcq4.source.sha256")
+}
 
 pub(in crate::cli) fn run(session: &Session, args: &InspectArgs) -> Outcome {
     let summary = summarize(&Source::open(&args.file)?);
@@ -59,13 +66,11 @@ fn types(summary: &Summary) -> String {
 
 fn metadata(summary: &Summary, all: bool) -> String {
     let mut table = Table::new(&["key", "value"]);
-    let is_per_tensor = |key: &str| key.starts_with("tcq4.") && (key.ends_with(".perm") || key.ends_with(".sha256"));
-    let keys: Vec<_> = summary.metadata.iter().filter(|(key, _)| all || !is_per_tensor(key)).collect();
-    let shown = if all { keys.len() } else { keys.len().min(SHOWN_KEYS) };
-    for (key, value) in &keys[..shown] {
+    let keys: Vec<_> = summary.metadata.iter().filter(|(key, _)| all || !is_bulk(key)).collect();
+    for (key, value) in &keys {
         table.row([key.clone(), value.clone()]);
     }
-    let hidden = summary.metadata.len() - shown;
+    let hidden = summary.metadata.len() - keys.len();
     let rest = if hidden > 0 {
         format!("\n… {hidden} more keys; --all shows them, and every tensor")
     } else {
