@@ -26,6 +26,7 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
             &args.calibration.calibration,
         )?;
     }
+    plan.check_encoders()?; // before the long part
     let has_experts = Arch::from_metadata(source.metadata()).experts > 0;
     let samples = if has_experts { statistics::MANY_SAMPLES } else { statistics::FEW_SAMPLES };
     let statistics = statistics::measure(session, &source, &args.calibration, samples, &statistics::Keep::in_memory())?;
