@@ -41,13 +41,25 @@ pub(super) trait Lanes: Copy {
     /// Chooses lane by lane: `if self < bound { then } else { otherwise }`.
     fn select_less(self, bound: Self, then: Self, otherwise: Self) -> Self;
     /// Exchanges the two halves of sixteen lanes; does nothing to eight.
-    fn swap_halves(self) -> Self;
+    #[inline(always)]
+    fn swap_halves(self) -> Self {
+        self
+    }
     /// Turns the two halves of sixteen lanes into their sum and their difference; does nothing to eight.
-    fn butterfly_halves(self) -> Self;
+    #[inline(always)]
+    fn butterfly_halves(self) -> Self {
+        self
+    }
     /// Reads eight values of `low`, and for sixteen lanes as many of `high`. Panics if there are fewer.
-    fn load_halves(low: &[f32], high: &[f32]) -> Self;
+    #[inline(always)]
+    fn load_halves(low: &[f32], _high: &[f32]) -> Self {
+        Self::load(low)
+    }
     /// Writes eight lanes to `low`, and if there are sixteen the others to `high`. Panics if there is room for fewer.
-    fn store_halves(self, low: &mut [f32], high: &mut [f32]);
+    #[inline(always)]
+    fn store_halves(self, low: &mut [f32], _high: &mut [f32]) {
+        self.store(low);
+    }
 
     /// Transposes eight lanes of eight vectors, each half by itself: afterwards lane `i` of vector `j` is what lane `j` of vector `i` was.
     #[inline(always)]

@@ -71,24 +71,4 @@ impl Lanes for Scalar {
         }
         Self(lanes)
     }
-
-    #[inline(always)]
-    fn swap_halves(self) -> Self {
-        self
-    }
-
-    #[inline(always)]
-    fn butterfly_halves(self) -> Self {
-        self
-    }
-
-    #[inline(always)]
-    fn load_halves(low: &[f32], _high: &[f32]) -> Self {
-        Self::load(low)
-    }
-
-    #[inline(always)]
-    fn store_halves(self, low: &mut [f32], _high: &mut [f32]) {
-        self.store(low);
-    }
 }

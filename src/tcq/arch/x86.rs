@@ -71,26 +71,6 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn swap_halves(self) -> Self {
-        self
-    }
-
-    #[inline(always)]
-    fn butterfly_halves(self) -> Self {
-        self
-    }
-
-    #[inline(always)]
-    fn load_halves(low: &[f32], _high: &[f32]) -> Self {
-        Self::load(low)
-    }
-
-    #[inline(always)]
-    fn store_halves(self, low: &mut [f32], _high: &mut [f32]) {
-        self.store(low);
-    }
-
-    #[inline(always)]
     fn transpose(v: [Self; 8]) -> [Self; 8] {
         let ([a, b, c, d], [e, f, g, h]) =
             (Self::quarters(v[0], v[1], v[2], v[3]), Self::quarters(v[4], v[5], v[6], v[7]));
