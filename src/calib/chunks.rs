@@ -52,7 +52,7 @@ impl Chunks {
 
     fn from_tokens(tokens: Vec<i32>, ctx: usize, bos: Option<i32>) -> Result<Self> {
         if ctx == 0 || tokens.len() < ctx {
-            return Err(ModelError::TextTooShort { tokens: tokens.len(), ctx }.into());
+            return Err(ModelError::TextTooShort { tokens: tokens.len(), needed: ctx }.into());
         }
         Ok(Self { tokens, ctx, bos })
     }

@@ -58,13 +58,13 @@ pub enum ModelError {
         /// What is wrong.
         what: String,
     },
-    /// A text does not fill one chunk.
-    #[error("the text has {tokens} tokens, one chunk needs {ctx}")]
+    /// A text has too few tokens.
+    #[error("the text has {tokens} tokens, at least {needed} are needed")]
     TextTooShort {
         /// Tokens of the text.
         tokens: usize,
-        /// Tokens of a chunk.
-        ctx: usize,
+        /// Tokens that the work needs: one chunk to calibrate, two to measure perplexity.
+        needed: usize,
     },
     /// A forward pass gave NaN or infinity.
     #[error("the input of tensor `{tensor}` is not finite in channel {channel}")]

@@ -66,7 +66,7 @@ pub fn perplexity(
     let ctx = options.ctx.max(4);
     let chunks = Chunks::new(model, text, ctx)?;
     if chunks.len() < 2 {
-        return Err(ModelError::TextTooShort { tokens: chunks.tokens().len(), ctx: 2 * ctx as usize }.into());
+        return Err(ModelError::TextTooShort { tokens: chunks.tokens().len(), needed: 2 * ctx as usize }.into());
     }
     let count = options.chunks.unwrap_or(chunks.len()).clamp(1, chunks.len());
     let first = ctx as usize / 2;

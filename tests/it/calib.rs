@@ -313,7 +313,7 @@ mod runs {
         let mut setup = setup();
         setup.corpus = Corpus::from_text("short", "abc").unwrap();
         let error = run_with(&setup, &options(), &NoProgress).unwrap_err();
-        assert!(matches!(error, Error::Model(ModelError::TextTooShort { ctx: 32, .. })), "{error}");
+        assert!(matches!(error, Error::Model(ModelError::TextTooShort { needed: 32, .. })), "{error}");
         assert!(error.hint().unwrap().contains("--ctx"));
         let short = PerplexityOptions { ctx: 32, ..PerplexityOptions::default() };
         assert!(perplexity(&setup.model, "abc", &short, &NoProgress).is_err());
