@@ -2,10 +2,11 @@
 # Installs what building tcq4 needs besides Rust and a C++ compiler: cmake and libclang. Does nothing where both are there already.
 set -euo pipefail
 
+# libclang-cpp is another library, which bindgen cannot use.
 have_libclang() {
   [[ -n ${LIBCLANG_PATH:-} ]] && return 0
-  ldconfig -p 2>/dev/null | grep -q 'libclang[-.]' && return 0
-  compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null || compgen -G '/usr/lib*/libclang.so*' >/dev/null || compgen -G '/opt/homebrew/opt/llvm/lib/libclang*' >/dev/null
+  ldconfig -p 2>/dev/null | grep -qE 'libclang(-[0-9.]+)?\.so' && return 0
+  compgen -G '/usr/lib/llvm-*/lib/libclang[-.][0-9s]*' >/dev/null || compgen -G '/usr/lib*/libclang.so*' >/dev/null || compgen -G '/opt/homebrew/opt/llvm/lib/libclang.*' >/dev/null
 }
 
 command -v cargo >/dev/null || { echo "setup: Rust is missing; see https://rustup.rs" >&2; exit 1; }
