@@ -10,8 +10,8 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use tcq4::calib::chunks::Chunks;
 use tcq4::calib::collector::{Collector, Wanted};
+use tcq4::corpus::chunks::Chunks;
 use tcq4::llama::{Context, ContextOptions, Logits, Model, ModelOptions};
 
 const CTX: u32 = 512;

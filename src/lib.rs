@@ -16,14 +16,16 @@ pub mod llama;
 // floor 4
 pub mod model;
 // floor 5
-pub mod calib;
+pub mod corpus;
 // floor 6
-pub mod quant;
+pub mod calib;
 // floor 7
+pub mod quant;
+// floor 8
 pub mod convert;
 pub mod eval;
 pub mod inspect;
-// floor 8
+// floor 9
 pub mod cli;
 
 pub use error::{Class, Error, Result};

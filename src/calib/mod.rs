@@ -1,9 +1,7 @@
 //! Calibration: a text goes through the model, and what enters each matrix multiplication is summed up per input channel.
 //! What the sums are good for (permutations, scales) is decided in `quant`.
 
-pub mod chunks;
 pub mod collector;
-pub mod corpus;
 mod legacy;
 mod moments;
 pub mod perms;
@@ -12,7 +10,6 @@ pub mod run;
 pub mod stats;
 pub mod store;
 
-pub use corpus::Corpus;
 pub use perms::PermFile;
 pub use run::{CalibrationOptions, calibrate};
 pub use stats::{ChannelStats, SampleRows, Statistics};

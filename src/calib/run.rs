@@ -8,11 +8,11 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::chunks::{ChunkPlan, Chunks, Selection};
 use super::collector::{Collector, Wanted};
-use super::corpus::Corpus;
 use super::resume;
 use super::stats::Statistics;
+use crate::corpus::Corpus;
+use crate::corpus::chunks::{ChunkPlan, Chunks, Selection};
 use crate::llama::{Context, ContextOptions, Model};
 use crate::util::progress::{Progress, Unit};
 use crate::{Error, Result};

@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::calib::chunks::Chunks;
+use crate::corpus::chunks::Chunks;
 use crate::error::ModelError;
 use crate::llama::{Context, ContextOptions, Logits, Model};
 use crate::util::progress::{Progress, Unit};

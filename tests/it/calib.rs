@@ -173,9 +173,10 @@ mod runs {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
-    use tcq4::calib::chunks::{Chunks, Selection};
     use tcq4::calib::collector::{Collector, Wanted};
-    use tcq4::calib::{CalibrationOptions, Corpus, calibrate, run};
+    use tcq4::calib::{CalibrationOptions, calibrate, run};
+    use tcq4::corpus::Corpus;
+    use tcq4::corpus::chunks::{Chunks, Selection};
     use tcq4::error::{Error, ModelError};
     use tcq4::eval::{PerplexityOptions, perplexity};
     use tcq4::llama::{Context, ContextOptions, Model, ModelOptions};

@@ -11,6 +11,7 @@ const FLOORS: &[&[&str]] = &[
     &["tcq"],
     &["gguf", "llama"],
     &["model"],
+    &["corpus"],
     &["calib"],
     &["quant"],
     &["convert", "eval", "inspect"],

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::calib::Corpus;
 use crate::cli::args::EvalArgs;
 use crate::cli::{Outcome, Session};
 use crate::convert::{dequantize, is_tcq4};
+use crate::corpus::Corpus;
 use crate::eval::{Perplexity, PerplexityOptions, perplexity};
 use crate::gguf::{GgmlType, Source};
 use crate::llama::{Model, ModelOptions};

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::calib::chunks::Selection;
-use crate::calib::{CalibrationOptions, Corpus, Statistics, calibrate, run::forget_checkpoint, store};
+use crate::calib::{CalibrationOptions, Statistics, calibrate, run::forget_checkpoint, store};
 use crate::cli::Session;
 use crate::cli::args::CalibrationArgs;
+use crate::corpus::Corpus;
+use crate::corpus::chunks::Selection;
 use crate::error::Result;
 use crate::gguf::Source;
 use crate::llama::{Model, ModelOptions};

@@ -4,6 +4,8 @@
 //! file is an array, a `.jsonl` file a line each, of strings or of objects with a string under "text". Samples that repeat an earlier one byte for byte are
 //! dropped and counted, empty ones too. Samples are joined with a blank line between them.
 
+pub mod chunks;
+
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};

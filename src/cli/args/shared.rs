@@ -1,0 +1,128 @@
+//! Groups of options that several commands take.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::cli::values::{ApplyArg, Compat, OrderArg, SalienceArg, ScalesArg, Size, TensorRule};
+use crate::gguf::GgmlType;
+use crate::quant::Activations;
+use crate::tcq::Encoder;
+
+/// How calibration runs the model.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Calibration")]
+pub(crate) struct CalibrationArgs {
+    /// Calibration text: a text, .json or .jsonl file (repeatable)
+    #[arg(short, long = "calibration", value_name = "FILE")]
+    pub(crate) calibration: Vec<PathBuf>,
+    /// Use at most this many chunks of text [default: 128; for `convert` 32 where the model has no experts]
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) samples: Option<u32>,
+    /// Tokens a chunk
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
+    pub(crate) ctx: u32,
+    /// Seed of every random choice
+    #[arg(long, default_value_t = 42)]
+    pub(crate) seed: u64,
+    /// Layers to run on the GPU (builds with CUDA)
+    #[arg(long, value_name = "LAYERS", default_value_t = 0)]
+    pub(crate) ngl: u32,
+}
+
+/// How weights are prepared and encoded.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Method")]
+pub(crate) struct MethodArgs {
+    /// Order of the channels: how they are dealt over the 256-column chunks
+    #[arg(long, value_enum)]
+    pub(crate) order: Option<OrderArg>,
+    /// Channel scales, folded into the tensors that produce the activations
+    #[arg(long, value_enum)]
+    pub(crate) scales: Option<ScalesArg>,
+    /// What AWQ calls salient: E|x| or E[x²]
+    #[arg(long, value_enum, default_value_t = SalienceArg::L2)]
+    pub(crate) salience: SalienceArg,
+    /// Steps of AWQ's grid over α
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) alpha_grid: u32,
+    /// Whether permutations are applied at run time or folded into neighbouring weights
+    #[arg(long, value_enum, default_value_t = ApplyArg::Runtime)]
+    pub(crate) perm_apply: ApplyArg,
+    /// Activation quantiser of the run time that `--order auto` and `--scales awq` assume: none, int8, int4, int4-group32, int4-fork
+    #[arg(long, value_name = "PATH", default_value_t = Activations::Int8)]
+    pub(crate) activations: Activations,
+    /// Tile encoder, default or parity: `parity` writes the bytes of the llama.cpp-rrs quantiser, `default` never has a larger error
+    #[arg(long, default_value_t = Encoder::Default)]
+    pub(crate) encoder: Encoder,
+}
+
+/// Which tensor becomes what.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Types")]
+pub(crate) struct TypeArgs {
+    /// Type of the token embedding [default: q6_k, or q8_0 where columns are no multiple of 256]
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) embedding_type: Option<GgmlType>,
+    /// Type of the output head, a tied embedding included [default: as above]
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) output_type: Option<GgmlType>,
+    /// Type of linear layers that do not fit TCQ4_K32
+    #[arg(long, value_name = "TYPE", default_value_t = GgmlType::Q8_0)]
+    pub(crate) fallback: GgmlType,
+    /// Type of the tensors whose name matches a regular expression; the first match wins (repeatable)
+    #[arg(long = "tensor-type", value_name = "REGEX=TYPE")]
+    pub(crate) tensor_types: Vec<TensorRule>,
+    /// Refuse substitutions: exit with code 4 instead of falling back
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// Accept a source that is quantised already: it is decoded by ggml first
+    #[arg(long)]
+    pub(crate) allow_requantize: bool,
+    /// Write type ids that another program reads
+    #[arg(long, value_enum)]
+    pub(crate) compat: Option<Compat>,
+}
+
+/// How the output is written.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Output")]
+pub(crate) struct OutputArgs {
+    /// Replace an existing output
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Show the plan, tensor by tensor, and write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Write as many shards as the source has
+    #[arg(long, conflicts_with = "split_max_size")]
+    pub(crate) keep_split: bool,
+    /// Write shards of at most this size, for instance 4G
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) split_max_size: Option<Size>,
+}
+
+/// What every command takes that writes a TCQ4 model.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ProductionArgs {
+    #[command(flatten)]
+    pub(crate) method: MethodArgs,
+    #[command(flatten)]
+    pub(crate) types: TypeArgs,
+    #[command(flatten)]
+    pub(crate) out: OutputArgs,
+}
+
+/// What every command takes that writes permutations.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PermsOutputArgs {
+    /// The permutations to write (perms.json of `llama-quantize --tcq4-perms`)
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// Order of the channels [default: zigzag]
+    #[arg(long, value_enum)]
+    pub(crate) order: Option<OrderArg>,
+    /// Replace existing outputs
+    #[arg(short, long)]
+    pub(crate) force: bool,
+}
