@@ -50,6 +50,8 @@ pub struct Perplexity {
     pub ctx: u32,
     /// The perplexity after each chunk.
     pub running: Vec<f64>,
+    /// The mean negative log-likelihood of each chunk's tokens, in nats; every chunk scores as many.
+    pub chunk_nll: Vec<f64>,
 }
 
 /// Measures the perplexity of `model` on `text`.
@@ -72,7 +74,8 @@ pub fn perplexity(
     let first = ctx as usize / 2;
     let settings = ContextOptions { ubatch: ctx.min(UBATCH), threads: options.threads, ..ContextOptions::new(ctx) };
     let mut context = Context::new(model, &settings)?;
-    let (mut sums, mut running) = (Sums::default(), Vec::with_capacity(count));
+    let (mut sums, mut running, mut chunk_nll) =
+        (Sums::default(), Vec::with_capacity(count), Vec::with_capacity(count));
     progress.begin("perplexity", count as u64 * u64::from(ctx), Unit::Tokens);
     for index in 0..count {
         if progress.interrupted() {
@@ -81,7 +84,7 @@ pub fn perplexity(
         let tokens = chunks.get(index);
         context.clear();
         context.decode(&tokens, Logits::From(first))?;
-        sums.add_chunk(context.logits(), model.vocab_size(), &tokens[first + 1..]);
+        chunk_nll.push(sums.add_chunk(context.logits(), model.vocab_size(), &tokens[first + 1..]));
         if !sums.nll.is_finite() {
             return Err(ModelError::LogitsNotFinite { path: model.path().to_path_buf(), chunk: index }.into());
         }
@@ -89,7 +92,7 @@ pub fn perplexity(
         progress.advance(u64::from(ctx));
     }
     progress.end();
-    Ok(sums.perplexity(ctx, running))
+    Ok(sums.perplexity(ctx, running, chunk_nll))
 }
 
 /// Sums of negative log-likelihoods and of their squares.
@@ -101,25 +104,26 @@ struct Sums {
 }
 
 impl Sums {
-    /// Adds the tokens that follow the first `targets.len()` rows of logits.
-    fn add_chunk(&mut self, logits: &[f32], vocab: usize, targets: &[i32]) {
+    /// Adds the tokens that follow the first `targets.len()` rows of logits, and gives their mean negative log-likelihood.
+    fn add_chunk(&mut self, logits: &[f32], vocab: usize, targets: &[i32]) -> f64 {
         let scores: Vec<f64> = logits
             .par_chunks_exact(vocab)
             .zip(targets)
             .map(|(row, &target)| -log_softmax(row, target as usize))
             .collect();
-        for score in scores {
+        for &score in &scores {
             self.nll += score;
             self.nll_sq += score * score;
             self.tokens += 1;
         }
+        scores.iter().sum::<f64>() / scores.len() as f64
     }
 
     fn mean(&self) -> f64 {
         self.nll / self.tokens as f64
     }
 
-    fn perplexity(&self, ctx: u32, running: Vec<f64>) -> Perplexity {
+    fn perplexity(&self, ctx: u32, running: Vec<f64>, chunk_nll: Vec<f64>) -> Perplexity {
         let (nll, count) = (self.mean(), self.tokens as f64);
         let variance = self.nll_sq / count - nll * nll;
         let error = (variance.max(0.0) / (count - 1.0)).sqrt();
@@ -131,6 +135,7 @@ impl Sums {
             chunks: running.len() as u64,
             ctx,
             running,
+            chunk_nll,
         }
     }
 }
@@ -150,7 +155,7 @@ mod tests {
     fn uniform_logits_give_the_vocabulary_size() {
         let mut sums = Sums::default();
         sums.add_chunk(&[2.5; 12], 4, &[0, 3, 1]);
-        let result = sums.perplexity(6, vec![4.0]);
+        let result = sums.perplexity(6, vec![4.0], vec![]);
         assert!((result.value - 4.0).abs() < 1e-6 && result.error < 1e-3, "{result:?}");
         assert_eq!(result.tokens, 3);
     }
@@ -165,9 +170,9 @@ mod tests {
     fn the_error_is_that_of_a_mean() {
         // Two tokens with probabilities e^-1 and e^-3: mean 2, variance 1, standard error of the mean 1.
         let mut sums = Sums { nll: 4.0, nll_sq: 10.0, tokens: 2 };
-        let result = sums.perplexity(4, vec![]);
+        let result = sums.perplexity(4, vec![], vec![]);
         assert!((result.error - 2.0f64.exp()).abs() < 1e-9);
         sums.tokens = 1;
-        assert!(sums.perplexity(4, vec![]).value.is_finite());
+        assert!(sums.perplexity(4, vec![], vec![]).value.is_finite());
     }
 }

@@ -11,4 +11,5 @@ mod plan_text;
 mod produce;
 pub(super) mod quantize;
 mod statistics;
+mod subject;
 pub(super) mod verify;
