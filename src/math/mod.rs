@@ -1,5 +1,6 @@
 //! Mathematics without knowledge of files or models.
 
+pub mod cholesky;
 pub mod hadamard;
 pub mod permutation;
 

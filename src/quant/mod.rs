@@ -10,6 +10,7 @@ pub mod objective;
 pub mod outcome;
 pub mod permute;
 pub mod prepare;
+pub mod rounding;
 pub mod scale;
 pub mod settings;
 mod study;

@@ -1,0 +1,148 @@
+//! The second moment of a layer's input, damped and factored for error feedback.
+
+use rayon::prelude::*;
+
+use crate::math::cholesky::cholesky;
+
+/// The largest damping that is tried, as a share of the mean of the diagonal.
+const MOST_DAMPING: f64 = 1.0;
+
+/// How a matrix was made positive definite.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Damping {
+    /// What was added to the diagonal, as a share of its mean.
+    pub share: f64,
+    /// Factorisations that failed before, each with a tenth of the damping of the next.
+    pub retries: u32,
+}
+
+/// Columns of a matrix that are read together.
+pub(super) const TOGETHER: usize = 4;
+
+/// A square matrix, cut into slabs of [`TOGETHER`] columns that each lie in one piece, row after row: sums over rows read memory in its order.
+#[derive(Debug)]
+pub(super) struct Slabs {
+    columns: usize,
+    values: Vec<[f32; TOGETHER]>,
+}
+
+impl Slabs {
+    /// Cuts the matrix whose elements `at` gives, by row and column.
+    fn new(columns: usize, at: impl Fn(usize, usize) -> f32 + Sync) -> Self {
+        let mut values = vec![[0.0; TOGETHER]; columns * columns.div_ceil(TOGETHER)];
+        values.par_chunks_exact_mut(columns).enumerate().for_each(|(slab, rows)| {
+            for (row, values) in rows.iter_mut().enumerate() {
+                for (k, value) in values.iter_mut().enumerate().take(columns - slab * TOGETHER) {
+                    *value = at(row, slab * TOGETHER + k);
+                }
+            }
+        });
+        Self { columns, values }
+    }
+
+    /// The rows of the slab that begins with `column`.
+    pub(super) fn slab(&self, column: usize) -> &[[f32; TOGETHER]] {
+        &self.values[column / TOGETHER * self.columns..][..self.columns]
+    }
+
+    /// One element.
+    pub(super) fn at(&self, row: usize, column: usize) -> f32 {
+        self.slab(column)[row][column % TOGETHER]
+    }
+}
+
+/// What codes are chosen by: H, the order in which columns are rounded, and the feedback of their errors.
+#[derive(Debug)]
+pub struct Curvature {
+    columns: usize,
+    hessian: Slabs,
+    order: Vec<u32>,
+    feedback: Slabs,
+    damping: Damping,
+}
+
+impl Curvature {
+    /// Factors `hessian` (`columns` x `columns`, symmetric, in the basis of the rotated weights) after adding `damp` times the mean of its diagonal to the
+    /// diagonal; ten times more each time that it is not positive definite. Columns come in descending order of the diagonal if `act_order`.
+    ///
+    /// `None` if the matrix is zero, not finite, or beyond all damping.
+    ///
+    /// # Panics
+    /// If `hessian` is not square.
+    pub fn new(hessian: Vec<f32>, columns: usize, damp: f64, act_order: bool) -> Option<Self> {
+        assert_eq!(hessian.len(), columns * columns);
+        let mean = (0..columns).map(|i| f64::from(hessian[i * columns + i])).sum::<f64>() / columns as f64;
+        if !(mean > 0.0 && mean.is_finite()) {
+            return None;
+        }
+        let mut order: Vec<u32> = (0..columns as u32).collect();
+        if act_order {
+            let diagonal = |&i: &u32| hessian[i as usize * columns + i as usize];
+            order.sort_by(|a, b| diagonal(b).total_cmp(&diagonal(a)));
+        }
+        let mut damping = Damping { share: damp, retries: 0 };
+        let factor = loop {
+            if let Some(factor) = factored(&hessian, columns, &order, damping.share * mean) {
+                break factor;
+            }
+            damping = Damping { share: (damping.share * 10.0).max(1e-6), retries: damping.retries + 1 };
+            if damping.share > MOST_DAMPING {
+                return None;
+            }
+        };
+        let added = (damping.share * mean) as f32;
+        let feedback = feedback(&factor, columns);
+        drop(factor);
+        let hessian = Slabs::new(columns, |i, j| hessian[i * columns + j] + if i == j { added } else { 0.0 });
+        Some(Self { columns, hessian, order, feedback, damping })
+    }
+
+    /// The number of columns.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// What was added to the diagonal.
+    pub fn damping(&self) -> Damping {
+        self.damping
+    }
+
+    /// The columns in the order in which feedback rounds them.
+    pub(super) fn order(&self) -> &[u32] {
+        &self.order
+    }
+
+    /// H, damping included.
+    pub(super) fn hessian(&self) -> &Slabs {
+        &self.hessian
+    }
+
+    /// What the error at a position (row) adds to the target at a later position (column); positions are those in the order.
+    pub(super) fn feedback(&self) -> &Slabs {
+        &self.feedback
+    }
+}
+
+/// L with L·Lᵀ = H + `added`, rows and columns in the reverse of `order`.
+fn factored(hessian: &[f32], columns: usize, order: &[u32], added: f64) -> Option<Vec<f64>> {
+    let mut a = vec![0.0; columns * columns];
+    a.par_chunks_exact_mut(columns).enumerate().for_each(|(i, row)| {
+        let from = &hessian[order[columns - 1 - i] as usize * columns..][..columns];
+        row[..=i].iter_mut().zip(order.iter().rev()).for_each(|(value, &j)| *value = f64::from(from[j as usize]));
+        row[i] += added;
+    });
+    cholesky(&mut a, columns).ok()?;
+    Some(a)
+}
+
+/// With R = the factor turned round (upper, H = R·Rᵀ), eᵀHe = Σ_k R_kk² (e_k + Σ_{i<k} e_i R_ik / R_kk)²: the quotients, for i < k.
+fn feedback(factor: &[f64], columns: usize) -> Slabs {
+    let last = columns - 1;
+    let diagonal: Vec<f64> = (0..columns).map(|i| factor[i * columns + i]).collect();
+    Slabs::new(
+        columns,
+        |i, k| {
+            if i < k { (factor[(last - i) * columns + last - k] / diagonal[last - k]) as f32 } else { 0.0 }
+        },
+    )
+}
