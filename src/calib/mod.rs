@@ -2,6 +2,7 @@
 //! What the sums are good for (permutations, scales) is decided in `quant`.
 
 pub mod collector;
+pub mod hessian;
 mod legacy;
 mod moments;
 pub mod perms;
@@ -10,6 +11,7 @@ pub mod run;
 pub mod stats;
 pub mod store;
 
+pub use hessian::Hessian;
 pub use perms::PermFile;
 pub use run::{CalibrationOptions, calibrate};
 pub use stats::{ChannelStats, SampleRows, Statistics};

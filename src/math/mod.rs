@@ -3,5 +3,6 @@
 pub mod cholesky;
 pub mod hadamard;
 pub mod permutation;
+pub mod products;
 
 pub use permutation::Permutation;

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use crate::math::cholesky::cholesky;
+use crate::math::products::TOGETHER;
 
 /// The largest damping that is tried, as a share of the mean of the diagonal.
 const MOST_DAMPING: f64 = 1.0;
@@ -15,9 +16,6 @@ pub struct Damping {
     /// Factorisations that failed before, each with a tenth of the damping of the next.
     pub retries: u32,
 }
-
-/// Columns of a matrix that are read together.
-pub(super) const TOGETHER: usize = 4;
 
 /// A square matrix, cut into slabs of [`TOGETHER`] columns that each lie in one piece, row after row: sums over rows read memory in its order.
 #[derive(Debug)]

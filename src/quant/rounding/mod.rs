@@ -10,5 +10,4 @@ mod panel;
 mod passes;
 
 pub use curvature::{Curvature, Damping};
-pub use panel::LANES;
 pub use passes::{Rounding, round_stripes};

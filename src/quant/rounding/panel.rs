@@ -1,12 +1,7 @@
 //! Some rows of a matrix on their way to codes, turned so that the rows lie side by side: what is done to one is done to all of them at once.
 
+use crate::math::products::{LANES, Lane};
 use crate::tcq::{CHUNK, GROUP, TILE_ROWS, Tile};
-
-/// Rows that are worked on together.
-pub const LANES: usize = 32;
-
-/// One number for each row.
-pub(super) type Lane = [f32; LANES];
 
 /// The grid of a group of 32 columns, for each row.
 #[derive(Debug, Clone, Copy)]
@@ -108,13 +103,5 @@ impl Grid {
             codes[lane] = code.round_ties_even().clamp(-8.0, 7.0);
         }
         codes
-    }
-}
-
-/// `into += factor * values`, row by row.
-#[inline(always)]
-pub(super) fn add_scaled(into: &mut Lane, factor: f32, values: &Lane) {
-    for lane in 0..LANES {
-        into[lane] += factor * values[lane];
     }
 }

@@ -1,7 +1,8 @@
 //! The moves: error feedback, refitting of grids, coordinate descent.
 
-use super::curvature::{Curvature, TOGETHER};
-use super::panel::{LANES, Lane, Panel, add_scaled, tile_at};
+use super::curvature::Curvature;
+use super::panel::{Panel, tile_at};
+use crate::math::products::{LANES, Lane, TOGETHER, add_products, add_scaled};
 use crate::tcq::{CHUNK, CODE_SCALE, GROUP, GROUPS, TILE_ROWS, Tile};
 
 /// How codes are chosen.
@@ -54,21 +55,6 @@ fn gradient(panel: &Panel, curvature: &Curvature, first: usize) -> [Lane; GROUP]
         add_products(sums, curvature.hessian().slab(at), &panel.errors);
     }
     sums
-}
-
-/// `sums[k] += factors[i][k] * values[i]` for all i.
-fn add_products(sums: &mut [Lane; TOGETHER], factors: &[[f32; TOGETHER]], values: &[Lane]) {
-    // Named sums stay in registers; an array of them would not.
-    let [mut a, mut b, mut c, mut d] = *sums;
-    for (factors, values) in factors.iter().zip(values) {
-        for lane in 0..LANES {
-            a[lane] += factors[0] * values[lane];
-            b[lane] += factors[1] * values[lane];
-            c[lane] += factors[2] * values[lane];
-            d[lane] += factors[3] * values[lane];
-        }
-    }
-    *sums = [a, b, c, d];
 }
 
 /// Rounds column after column; each is asked to make up for the errors of those before it.
