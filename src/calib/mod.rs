@@ -3,6 +3,7 @@
 
 pub mod collector;
 pub mod hessian;
+mod hessians;
 mod legacy;
 mod moments;
 pub mod perms;
@@ -12,6 +13,7 @@ pub mod stats;
 pub mod store;
 
 pub use hessian::Hessian;
+pub use hessians::Hessians;
 pub use perms::PermFile;
-pub use run::{CalibrationOptions, calibrate};
+pub use run::{CalibrationOptions, calibrate, calibrate_with};
 pub use stats::{ChannelStats, SampleRows, Statistics};

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::collector::{Collector, Wanted};
+use super::hessians::{Hessians, Pair};
 use super::resume;
 use super::stats::Statistics;
 use crate::corpus::Corpus;
@@ -80,6 +81,21 @@ pub fn calibrate(
     options: &CalibrationOptions,
     progress: &dyn Progress,
 ) -> Result<Statistics> {
+    calibrate_with(model, corpus, fingerprint, options, None, progress)
+}
+
+/// As [`calibrate`], and sums the second moments of the inputs into `hessians`, over the same chunks. These are not in checkpoints.
+///
+/// # Errors
+/// As [`calibrate`].
+pub fn calibrate_with(
+    model: &Model,
+    corpus: &Corpus,
+    fingerprint: &str,
+    options: &CalibrationOptions,
+    mut hessians: Option<&mut Hessians>,
+    progress: &dyn Progress,
+) -> Result<Statistics> {
     let chunks = Chunks::new(model, &corpus.text, options.ctx)?;
     let plan = chunks.plan(options.samples, options.selection);
     let name = run_name(corpus, fingerprint, options, &plan);
@@ -104,7 +120,11 @@ pub fn calibrate(
         checkpoint.write_if_due(index, &collector)?;
         context.clear();
         collector.begin_chunk(step.wanted.clone());
-        context.decode_observed(&chunks.get(step.chunk), &mut collector)?;
+        let tokens = chunks.get(step.chunk);
+        match hessians.as_deref_mut().filter(|_| step.wanted.sums) {
+            Some(hessians) => context.decode_observed(&tokens, &mut Pair::new(&mut collector, hessians))?,
+            None => context.decode_observed(&tokens, &mut collector)?,
+        }
         progress.advance(u64::from(options.ctx));
     }
     progress.end();

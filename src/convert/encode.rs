@@ -6,7 +6,9 @@ use super::floats::to_bytes;
 use crate::error::{ConvertError, ModelError, Result};
 use crate::gguf::{GgmlType, Source, TensorInfo};
 use crate::llama;
+use crate::math::products::LANES;
 use crate::quant::Transform;
+use crate::quant::rounding::{Curvature, Rounding, round_stripes};
 use crate::tcq::{CHUNK, Codec, EncodeError, Loss, TILE_ROWS, Tile};
 
 /// A run of rows of one tensor and what becomes of them.
@@ -24,7 +26,7 @@ pub(super) struct RowRun<'a> {
 
 impl RowRun<'_> {
     /// The bytes of these rows in their new type, and the squared error where it is measured (TCQ4).
-    pub(super) fn encode(&self, codec: Codec) -> Result<(Vec<u8>, Loss)> {
+    pub(super) fn encode(&self, codec: Codec, rounding: Option<(&Curvature, Rounding)>) -> Result<(Vec<u8>, Loss)> {
         if self.to == self.tensor.ty && self.transform.is_none() {
             if self.to.is_float() {
                 self.check_finite(&self.values()?)?;
@@ -33,7 +35,7 @@ impl RowRun<'_> {
         }
         let mut values = self.values()?;
         if self.to == GgmlType::TCQ4_K32 {
-            return self.encode_tiles(codec, &mut values);
+            return self.encode_tiles(codec, &mut values, rounding);
         }
         self.check_finite(&values)?;
         Ok((self.encode_plain(&values)?, Loss::default()))
@@ -56,7 +58,12 @@ impl RowRun<'_> {
         Ok(values)
     }
 
-    fn encode_tiles(&self, codec: Codec, values: &mut [f32]) -> Result<(Vec<u8>, Loss)> {
+    fn encode_tiles(
+        &self,
+        codec: Codec,
+        values: &mut [f32],
+        rounding: Option<(&Curvature, Rounding)>,
+    ) -> Result<(Vec<u8>, Loss)> {
         let columns = self.tensor.columns() as usize;
         let stripe_tiles = columns / CHUNK;
         let mut tiles = vec![Tile::zeroed(); self.rows as usize / TILE_ROWS * stripe_tiles];
@@ -66,6 +73,13 @@ impl RowRun<'_> {
         {
             loss +=
                 codec.encode_rows(rows, columns, tiles).map_err(|e| self.defect(&e, (stripe * TILE_ROWS) as u64))?;
+        }
+        if let Some((curvature, rounding)) = rounding {
+            loss.error_sq = values
+                .chunks(LANES * columns)
+                .zip(tiles.chunks_mut(LANES / TILE_ROWS * stripe_tiles))
+                .map(|(rows, tiles)| round_stripes(rows, tiles, curvature, rounding)[2])
+                .sum();
         }
         Ok((cast_slice(&tiles).to_vec(), loss))
     }

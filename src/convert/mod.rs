@@ -17,6 +17,6 @@ pub use dequantize::{Dequantized, dequantize};
 pub use encode::read_rows;
 pub use metadata::{CalibrationValue, Provenance, output_metadata};
 pub use plan::{Conversion, PlanSettings, PlannedTensor, Reason, TypeRule, is_tcq4};
-pub use run::{Converted, Job, Target, TensorLoss, convert};
+pub use run::{Compensation, Converted, Job, Target, TensorLoss, convert};
 pub use units::working_memory;
 pub use verify::{TensorReport, Verification, verify, verify_against};

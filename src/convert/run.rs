@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde::Serialize;
@@ -13,10 +14,12 @@ use super::encode::RowRun;
 use super::hash::tensor_sha256;
 use super::keys::{KEY_SOURCE, hash_key};
 use super::plan::{Conversion, PlannedTensor};
-use super::units::{RowUnit, cut, in_order, run_all};
+use super::units::{RowUnit, cut, in_order, run_units};
+use crate::calib::Hessian;
 use crate::error::{ConvertError, Error, Result};
 use crate::gguf::{Metadata, Plan, Sharding, Source, Writer};
 use crate::quant::Transform;
+use crate::quant::rounding::{Curvature, Rounding, rotated};
 use crate::tcq::{Codec, Loss};
 use crate::util::progress::{Progress, Unit};
 
@@ -30,8 +33,20 @@ pub struct Job<'a> {
     pub transforms: &'a BTreeMap<String, Transform>,
     /// The encoder of TCQ4 tensors.
     pub codec: Codec,
+    /// How codes are chosen by their effect on the output; `None` takes the nearest.
+    pub compensation: Option<Compensation<'a>>,
     /// The metadata of the output, but for the hashes of the tensors.
     pub metadata: Metadata,
+}
+
+/// What codes are chosen by.
+pub struct Compensation<'a> {
+    /// The second moments of the inputs, by weight.
+    pub hessians: &'a BTreeMap<String, Arc<Hessian>>,
+    /// The moves.
+    pub rounding: Rounding,
+    /// What is added to the diagonal, as a share of its mean.
+    pub damp: f64,
 }
 
 /// Where the output goes.
@@ -166,19 +181,66 @@ fn write_units(
     let transforms: Vec<Option<Cow<'_, Transform>>> =
         job.plan.tensors.iter().map(|planned| transform_of(job, planned)).collect();
     let source_bytes = |unit: &RowUnit| unit.rows * (tensors[unit.tensor].bytes / tensors[unit.tensor].rows());
-    run_all(units, "quantize", progress, source_bytes, |unit| {
+    let write = |unit: &RowUnit, curvature: Option<&Curvature>| {
         let tensor = &tensors[unit.tensor];
         let transform = transforms[unit.tensor].as_deref();
         let to = job.plan.tensors[unit.tensor].to;
         let run = RowRun { source: job.source, tensor, transform, to, first: unit.first, rows: unit.rows };
-        let (bytes, loss) = run.encode(job.codec)?;
+        let rounding = curvature.zip(job.compensation.as_ref().map(|c| c.rounding));
+        let (bytes, loss) = run.encode(job.codec, rounding)?;
         writer.write(unit.tensor, unit.first * (plan.tensor_bytes(unit.tensor) / tensor.rows()), &bytes)?;
         // Rows may be read in any order, so a tensor's pages go only when all of it is done.
         if left[unit.tensor].fetch_sub(unit.rows, Ordering::AcqRel) == unit.rows {
             job.source.release(tensor, 0..tensor.bytes as usize);
         }
         Ok(Written { digest: xxh3_64(&bytes), loss })
-    })
+    };
+    let groups = compensated(job);
+    let group_of = |unit: &RowUnit| groups.iter().position(|group| group.tensors.contains(&unit.tensor));
+    let mut written: Vec<Option<Written>> = units.iter().map(|_| None).collect();
+    progress.begin("quantize", units.iter().map(source_bytes).sum(), Unit::Bytes);
+    for group in std::iter::once(None).chain((0..groups.len()).map(Some)) {
+        let curvature = group.and_then(|group| groups[group].curvature(job, &transforms));
+        let members: Vec<usize> = (0..units.len()).filter(|&at| group_of(&units[at]) == group).collect();
+        let results =
+            run_units(&members, progress, |&at| source_bytes(&units[at]), |&at| write(&units[at], curvature.as_ref()))?;
+        members.into_iter().zip(results).for_each(|(at, result)| written[at] = Some(result));
+    }
+    progress.end();
+    Ok(written.into_iter().flatten().collect())
+}
+
+/// Tensors with one input, whose codes are chosen by its second moment.
+struct Group<'a> {
+    tensors: Vec<usize>,
+    hessian: &'a Arc<Hessian>,
+    damp: f64,
+}
+
+impl Group<'_> {
+    /// The curvature in the basis of the weights; `None` where the second moment is of no use.
+    fn curvature(&self, job: &Job<'_>, transforms: &[Option<Cow<'_, Transform>>]) -> Option<Curvature> {
+        let columns = self.hessian.columns();
+        let identity = Transform::default();
+        let transform = transforms[self.tensors[0]].as_deref().unwrap_or(&identity);
+        let hessian = rotated(&self.hessian.mean(), columns, transform, job.codec);
+        Curvature::new(hessian, columns, self.damp, true)
+    }
+}
+
+/// The tensors that are compensated, by input.
+fn compensated<'a>(job: &'a Job<'_>) -> Vec<Group<'a>> {
+    let Some(compensation) = &job.compensation else { return Vec::new() };
+    let mut groups: Vec<Group<'_>> = Vec::new();
+    let wanted = job.plan.tensors.iter().enumerate().filter(|(_, tensor)| tensor.is_tcq4());
+    for (index, tensor) in wanted {
+        let Some(hessian) = compensation.hessians.get(&tensor.name) else { continue };
+        match groups.iter_mut().find(|group| Arc::ptr_eq(group.hessian, hessian)) {
+            Some(group) => group.tensors.push(index),
+            None => groups.push(Group { tensors: vec![index], hessian, damp: compensation.damp }),
+        }
+    }
+    groups
 }
 
 /// Reads the temporary file back, compares it with what was meant, and hashes every tensor, in their order.

@@ -54,7 +54,19 @@ pub(super) fn run_all<T: Send>(
     work: impl Fn(&RowUnit) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
     progress.begin(label, units.iter().map(&bytes).sum(), Unit::Bytes);
-    let one = |unit: &RowUnit| {
+    let results = run_units(units, progress, bytes, work);
+    progress.end();
+    results
+}
+
+/// As [`run_all`], within a phase that has begun.
+pub(super) fn run_units<I: Sync, T: Send>(
+    units: &[I],
+    progress: &dyn Progress,
+    bytes: impl Fn(&I) -> u64 + Sync,
+    work: impl Fn(&I) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let one = |unit: &I| {
         if progress.interrupted() {
             return Err(Error::Interrupted);
         }
@@ -62,9 +74,7 @@ pub(super) fn run_all<T: Send>(
         progress.advance(bytes(unit));
         Ok(result)
     };
-    let results = in_order(units, one);
-    progress.end();
-    results
+    in_order(units, one)
 }
 
 /// Runs `work` on every item, on all threads; results in the order of the items. Of several errors the first in that order is told, so that

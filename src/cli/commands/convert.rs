@@ -29,10 +29,21 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
     plan.check_encoders()?; // before the long part
     let has_experts = Arch::from_metadata(source.metadata()).experts > 0;
     let samples = if has_experts { statistics::MANY_SAMPLES } else { statistics::FEW_SAMPLES };
-    let statistics = statistics::measure(session, &source, &args.calibration, samples, &statistics::Keep::in_memory())?;
+    let mut hessians = crate::calib::Hessians::default();
+    let statistics = statistics::measure(
+        session,
+        &source,
+        &args.calibration,
+        samples,
+        &statistics::Keep::in_memory(),
+        std::env::var("TCQ4_EXP").is_ok().then_some(&mut hessians),
+    )?;
     if let Some(path) = &args.stats {
         statistics::save(path, &statistics, args.production.out.force, &source)?;
     }
     let statistics_file = args.stats.as_ref().map(|path| path.display().to_string());
-    production.finish(&plan, &Evidence { statistics: Some(statistics), statistics_file, orders: None })
+    production.finish(
+        &plan,
+        &Evidence { statistics: Some(statistics), statistics_file, orders: None, hessians: hessians.finish() },
+    )
 }

@@ -37,6 +37,7 @@ pub(super) struct Evidence {
     /// Where the statistics lie, if in a file.
     pub(super) statistics_file: Option<String>,
     pub(super) orders: Option<BTreeMap<String, Permutation>>,
+    pub(super) hessians: BTreeMap<String, std::sync::Arc<crate::calib::Hessian>>,
 }
 
 #[derive(Serialize)]
@@ -100,7 +101,26 @@ impl Production<'_> {
             calibration: calibration_keys(evidence),
         };
         let metadata = output_metadata(self.source, plan, &prepared.transforms, &provenance);
-        let job = Job { source: self.source, plan, transforms: &prepared.transforms, codec, metadata };
+        let job = Job {
+            source: self.source,
+            plan,
+            transforms: &prepared.transforms,
+            codec,
+            compensation: {
+                let v: Vec<f64> =
+                    std::env::var("TCQ4_EXP").unwrap_or_default().split(',').filter_map(|x| x.parse().ok()).collect();
+                (v.len() == 4 && !evidence.hessians.is_empty()).then(|| crate::convert::Compensation {
+                    hessians: &evidence.hessians,
+                    rounding: crate::quant::rounding::Rounding {
+                        feedback: v[0] > 0.0,
+                        descents: v[1] as u32,
+                        refit: v[2] > 0.0,
+                    },
+                    damp: v[3],
+                })
+            },
+            metadata,
+        };
         let target = settings::target(self.output, &self.args.out, self.source);
         let converted = convert(&job, &target, &self.session.progress)?;
         let seconds = started.elapsed();

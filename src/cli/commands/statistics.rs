@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::calib::{CalibrationOptions, Statistics, calibrate, run::forget_checkpoint, store};
+use crate::calib::{CalibrationOptions, Statistics, calibrate_with, run::forget_checkpoint, store};
 use crate::cli::Session;
 use crate::cli::args::CalibrationArgs;
 use crate::corpus::Corpus;
@@ -54,6 +54,7 @@ pub(super) fn measure(
     args: &CalibrationArgs,
     default_samples: u32,
     keep: &Keep,
+    hessians: Option<&mut crate::calib::Hessians>,
 ) -> Result<Statistics> {
     let corpus = match &args.calibration[..] {
         [] => Corpus::from_text(DEFAULT_NAME, DEFAULT_TEXT)?,
@@ -76,7 +77,7 @@ pub(super) fn measure(
         resume: keep.resume,
         ..CalibrationOptions::default()
     };
-    Ok(calibrate(&model, &corpus, &store::fingerprint(source), &options, &session.progress)?.as_kept())
+    Ok(calibrate_with(&model, &corpus, &store::fingerprint(source), &options, hessians, &session.progress)?.as_kept())
 }
 
 /// Writes statistics to a file.

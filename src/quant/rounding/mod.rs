@@ -5,9 +5,11 @@
 //! feedback (GPTQ in its LDLQ form), which chooses all codes anew column by column; refitting of steps and offsets with the codes kept; and
 //! coordinate descent on single codes. The last two never make the objective larger.
 
+mod basis;
 mod curvature;
 mod panel;
 mod passes;
 
+pub use basis::rotated;
 pub use curvature::{Curvature, Damping};
 pub use passes::{Rounding, round_stripes};

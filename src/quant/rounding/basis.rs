@@ -1,0 +1,74 @@
+//! Brings a second moment into the basis of the rotated weights: the same scales, order and rotation as the weights', on both sides.
+
+use rayon::prelude::*;
+
+use crate::quant::Transform;
+use crate::tcq::Codec;
+
+/// `RᵀHR` for the second moment H of the activations as the model has them, and R what `transform` and the rotation do to activations:
+/// weights divided by a channel's scale mean activations multiplied by it.
+///
+/// # Panics
+/// If the transform is of another number of columns, or that is not a multiple of 256.
+pub fn rotated(hessian: &[f32], columns: usize, transform: &Transform, codec: Codec) -> Vec<f32> {
+    let order: Vec<u32> = match &transform.columns {
+        Some(order) => order.indices().to_vec(),
+        None => (0..columns as u32).collect(),
+    };
+    let factors: Vec<f32> = match &transform.column_scale {
+        Some(scale) => order.iter().map(|&j| 1.0 / scale[j as usize]).collect(),
+        None => vec![1.0; columns],
+    };
+    let mut new = vec![0.0; columns * columns];
+    new.par_chunks_exact_mut(columns).enumerate().for_each(|(i, row)| {
+        let from = &hessian[order[i] as usize * columns..][..columns];
+        for ((value, &j), factor) in row.iter_mut().zip(&order).zip(&factors) {
+            *value = from[j as usize] * factors[i] * factor;
+        }
+        codec.fwht(row);
+    });
+    let mut turned = vec![0.0; columns * columns];
+    turned.par_chunks_exact_mut(columns).enumerate().for_each(|(i, row)| {
+        row.iter_mut().enumerate().for_each(|(j, value)| *value = new[j * columns + i]);
+        codec.fwht(row);
+    });
+    turned
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::math::Permutation;
+    use crate::math::hadamard::fwht256;
+    use crate::tcq::Encoder;
+
+    #[test]
+    fn it_is_the_second_moment_of_what_enters_the_multiplication() {
+        const COLUMNS: usize = 512;
+        let indices: Vec<i64> = (0..COLUMNS as i64).map(|i| (i * 77 + 5) % COLUMNS as i64).collect();
+        let scale: Vec<f32> = (0..COLUMNS).map(|j| 0.5 + (j % 9) as f32 / 4.0).collect();
+        let transform = Transform {
+            column_scale: Some(scale.clone()),
+            columns: Some(Permutation::new(&indices).unwrap()),
+            ..Transform::default()
+        };
+        let rows: Vec<Vec<f32>> =
+            (0..3).map(|t| (0..COLUMNS).map(|j| ((j * 31 + t * 577) % 101) as f32 / 50.0 - 1.0).collect()).collect();
+        let moment = |rows: &[Vec<f32>]| -> Vec<f32> {
+            let at = |i: usize, j: usize| rows.iter().map(|row| row[i] * row[j]).sum::<f32>();
+            (0..COLUMNS * COLUMNS).map(|k| at(k / COLUMNS, k % COLUMNS)).collect()
+        };
+        let entering: Vec<Vec<f32>> = rows
+            .iter()
+            .map(|row| {
+                let mut new: Vec<f32> = indices.iter().map(|&j| row[j as usize] / scale[j as usize]).collect();
+                new.as_chunks_mut::<256>().0.iter_mut().for_each(fwht256);
+                new
+            })
+            .collect();
+        let found = rotated(&moment(&rows), COLUMNS, &transform, Codec::new(Encoder::Default));
+        let expected = moment(&entering);
+        let largest = expected.iter().fold(0.0f32, |max, v| max.max(v.abs()));
+        assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5 * largest));
+    }
+}
