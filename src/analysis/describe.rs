@@ -1,32 +1,12 @@
-//! Descriptive numbers of plain vectors: ranks, percentiles, histograms. Sums are f64, in the order of the values.
+//! Descriptive numbers of plain vectors: rank correlation, percentiles, histograms. Sums are f64, in the order of the values.
 
 use super::record::{Histogram, Magnitude, Moments, Spread};
-
-/// The ranks of `values` from 1 (the smallest); equals share the mean of their ranks.
-pub fn ranks(values: &[f64]) -> Vec<f64> {
-    let mut order: Vec<usize> = (0..values.len()).collect();
-    order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
-    let mut ranks = vec![0.0; values.len()];
-    let mut first = 0;
-    while first < order.len() {
-        let equal = order[first..].iter().take_while(|&&i| values[i] == values[order[first]]).count().max(1);
-        let rank = first as f64 + (equal as f64 + 1.0) / 2.0;
-        order[first..first + equal].iter().for_each(|&i| ranks[i] = rank);
-        first += equal;
-    }
-    ranks
-}
+use crate::math::stats;
 
 /// Spearman's rank correlation; none if the lengths differ, there are fewer than two values, or one side is constant.
 pub fn spearman(a: &[f64], b: &[f64]) -> Option<f64> {
-    if a.len() != b.len() || a.len() < 2 {
-        return None;
-    }
-    let (a, b) = (ranks(a), ranks(b));
-    let mean = (a.len() as f64 + 1.0) / 2.0;
-    let sum = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| (x - mean) * (y - mean)).sum::<f64>();
-    let (ab, aa, bb) = (sum(&a, &b), sum(&a, &a), sum(&b, &b));
-    (aa > 0.0 && bb > 0.0).then(|| (ab / (aa * bb).sqrt()).clamp(-1.0, 1.0))
+    let defined = a.len() == b.len() && a.len() >= 2;
+    defined.then(|| stats::spearman(a, b)).filter(|rho| rho.is_finite())
 }
 
 /// The percentile `p` (0..=100) of sorted values, interpolated linearly; 0 if there are none.
@@ -132,17 +112,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranks_share_the_mean_of_equals() {
-        assert_eq!(ranks(&[10.0, 30.0, 20.0, 20.0]), [1.0, 4.0, 2.5, 2.5]);
-        assert_eq!(ranks(&[]), [0.0f64; 0]);
-        assert_eq!(ranks(&[f64::NAN, 1.0])[1], 1.0);
-    }
-
-    #[test]
     fn spearman_by_hand() {
-        // Differences of ranks 0 1 1 2 2 0: 1 - 6·10 / (6·35).
+        // Ranks 1 3 2 6 4 5: differences 0 1 1 2 1 1, squared they add up to 8.
         let rho = spearman(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &[1.0, 3.0, 2.0, 6.0, 3.5, 5.0]);
-        let naive = 1.0 - 6.0 * (0.0 + 1.0 + 1.0 + 4.0 + 1.0 + 1.0) / (6.0 * 35.0);
+        let naive = 1.0 - 6.0 * 8.0 / (6.0 * 35.0);
         assert!((rho.unwrap() - naive).abs() < 1e-12, "{rho:?}");
         assert_eq!(spearman(&[1.0, 2.0, 3.0], &[9.0, 5.0, -1.0]), Some(-1.0));
         assert_eq!(spearman(&[1.0, 1.0], &[1.0, 2.0]), None);

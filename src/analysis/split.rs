@@ -104,3 +104,85 @@ fn brief(values: &[f64]) -> Errors {
         max: values.iter().copied().fold(f64::NEG_INFINITY, f64::max) as f32,
     }
 }
+
+fn t_test(a: &[f64], b: &[f64]) -> Test {
+    let moments = |values: &[f64]| values.iter().copied().collect::<stats::Moments>();
+    defined(stats::t_test(&moments(a), &moments(b)))
+}
+
+fn ks_test(a: &[f64], b: &[f64]) -> Test {
+    defined(stats::ks_test(a, b))
+}
+
+/// Leaves out what is not a number.
+fn defined(result: stats::TestResult) -> Test {
+    let number = |value: f64| value.is_finite().then_some(value as f32);
+    Test { statistic: number(result.statistic), p: number(result.p) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(len: usize, seed: u32) -> Vec<f32> {
+        let value = |i: usize| ((i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed) >> 12) as f32 / 5e5 - 1.0;
+        (0..len).map(value).collect()
+    }
+
+    #[test]
+    fn output_errors_are_the_definition() {
+        let (columns, rows, outputs) = (6, 5, 3);
+        let (x, delta) = (noise(rows * columns, 7), noise(outputs * columns, 99));
+        let mask = [true, false, true, false, false, true];
+        let mut sums = OutputSums::default();
+        sums.add(&x[..2 * columns], &delta, &mask);
+        sums.add(&x[2 * columns..], &delta, &mask);
+        let found = sums.means().unwrap();
+        let (mut sq, mut signed) = ([0.0f64; 3], [0.0f64; 3]);
+        for x in x.chunks(columns) {
+            for d in delta.chunks(columns) {
+                let part = |keep: bool| -> f64 {
+                    (0..columns).filter(|&j| mask[j] == keep).map(|j| f64::from(x[j]) * f64::from(d[j])).sum()
+                };
+                for (i, value) in [part(true), part(false), part(true) + part(false)].into_iter().enumerate() {
+                    sq[i] += value * value / (rows * outputs) as f64;
+                    signed[i] += value / (rows * outputs) as f64;
+                }
+            }
+        }
+        let close = |a: f32, b: f64| assert!((f64::from(a) - b).abs() < 1e-5, "{a} is not {b}");
+        close(found.mse_important, sq[0]);
+        close(found.mse_other, sq[1]);
+        close(found.mse_total, sq[2]);
+        close(found.mean_important, signed[0]);
+        close(found.mean_other, signed[1]);
+        close(found.mean_total, signed[2]);
+        close(found.ratio.unwrap(), sq[0] / sq[1]);
+        assert!((sums.total_sq() / (rows * outputs) as f64 - sq[2]).abs() < 1e-5);
+    }
+
+    #[test]
+    fn by_hand() {
+        // Channels 1 and 3 are important; their weights are off by 1 and 3, the others' by 0 and -1.
+        let found = split(&[1.0, 9.0, 2.0, 4.0], &[0.0, 1.0, -1.0, 3.0, 0.0, 1.0, -1.0, 3.0], None);
+        assert_eq!(found.important_channels, 2);
+        assert_eq!(found.important, Errors { mean: 2.0, std: 1.0, mean_abs: 2.0, min: 1.0, max: 3.0 });
+        assert_eq!(found.other, Errors { mean: -0.5, std: 0.5, mean_abs: 0.5, min: -1.0, max: 0.0 });
+        // m = 0, 9, 2, 36.
+        assert_eq!(found.channel_ratio, Some(22.5));
+        assert_eq!(found.channel_ks.statistic, Some(1.0));
+        // Means 2 and -½, pooled variance (4 + 1) / 6, 1/4 + 1/4.
+        let t = 2.5 / (5.0 / 6.0 * 0.5f32).sqrt();
+        assert!((found.signed_t.statistic.unwrap() - t).abs() < 1e-5);
+        assert_eq!(found.abs_ks.statistic, Some(1.0));
+    }
+
+    #[test]
+    fn nothing_to_compare_is_absent() {
+        let none = split(&[1.0, 2.0], &[], None);
+        assert_eq!((none.signed_t, none.abs_ks, none.important), (Test::default(), Test::default(), Errors::default()));
+        let exact = split(&[1.0, 2.0], &[0.0; 8], None);
+        assert_eq!((exact.channel_ratio, exact.channel_t), (None, Test::default()));
+        assert_eq!(OutputSums::default().means(), None);
+    }
+}
