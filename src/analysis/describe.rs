@@ -38,7 +38,9 @@ pub fn spread(mut values: Vec<f32>) -> Spread {
 
 /// Mean, deviation, maximum and upper percentiles of magnitudes.
 pub fn magnitude(mut values: Vec<f32>) -> Magnitude {
-    values.iter_mut().for_each(|v| *v = v.abs());
+    for value in &mut values {
+        *value = value.abs();
+    }
     values.sort_by(f32::total_cmp);
     let moments = moments(&values);
     Magnitude {

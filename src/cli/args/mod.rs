@@ -1,5 +1,6 @@
 //! The command line as the user types it. Nothing is looked up or opened here; `settings.rs` resolves what is left open.
 
+mod analyze;
 mod evaluate;
 mod look;
 mod produce;
@@ -7,6 +8,7 @@ mod shared;
 
 use clap::{Args, Parser, Subcommand};
 
+pub(crate) use self::analyze::{AnalyzeArgs, LookArgs};
 pub(crate) use self::evaluate::EvalArgs;
 pub(crate) use self::look::{DiffArgs, InspectArgs, VerifyArgs};
 pub(crate) use self::produce::{CalibrateArgs, ConvertArgs, DequantizeArgs, PermsArgs, QuantizeArgs};
@@ -67,11 +69,17 @@ pub(crate) enum Command {
     Diff(DiffArgs),
     /// Measure the perplexity of a model on a text
     Eval(EvalArgs),
+    /// Show what quantisation does to a model, layer by layer
+    Analyze(Box<AnalyzeArgs>),
 }
 
 impl Command {
     /// Whether llama.cpp computes for this command.
     pub(crate) fn runs_a_model(&self) -> bool {
-        matches!(self, Command::Convert(_) | Command::Calibrate(_) | Command::Eval(_))
+        match self {
+            Command::Convert(_) | Command::Calibrate(_) | Command::Eval(_) => true,
+            Command::Analyze(args) => !args.calibration.calibration.is_empty(),
+            _ => false,
+        }
     }
 }
