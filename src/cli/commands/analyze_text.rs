@@ -17,7 +17,7 @@ pub(super) fn render(analysis: &Analysis) -> String {
     let sections = [
         head(analysis),
         kinds(&analysis.tensors),
-        worst(&analysis.tensors),
+        worst(&analysis.tensors, &analysis.setup.activations),
         steps(&analysis.groups),
         choices(analysis),
         gates(&analysis.gates),
@@ -95,14 +95,20 @@ fn mean(values: impl Iterator<Item = f32>) -> Option<f32> {
     (count > 0).then(|| (sum / f64::from(count)) as f32)
 }
 
-fn worst(tensors: &[TensorRow]) -> String {
+/// The tensors with the largest output errors under the activations that are assumed.
+fn worst(tensors: &[TensorRow], activations: &str) -> String {
     let error = |row: &TensorRow| row.output.map(|output| output.assumed).or(row.error_rel);
     let mut rows: Vec<&TensorRow> = tensors.iter().filter(|row| error(row).is_some()).collect();
     if rows.len() <= WORST {
         return String::new();
     }
     rows.sort_by(|a, b| error(b).unwrap_or(0.0).total_cmp(&error(a).unwrap_or(0.0)));
-    let mut table = Table::new(&["worst tensors", ">weights %", ">output %", ">important channels' part %"]);
+    let mut table = Table::new(&[
+        "worst tensors",
+        ">weights %",
+        &format!(">output %, activations {activations}"),
+        ">important channels' part of the weights' error %",
+    ]);
     for row in rows.into_iter().take(WORST) {
         let split = row.split.as_ref().and_then(|split| split.output);
         let part = split.filter(|s| s.mse_total > 0.0).map(|s| s.mse_important / (s.mse_important + s.mse_other));
