@@ -7,16 +7,31 @@ use clap::Args;
 /// `tcq4 eval`
 #[derive(Debug, Args)]
 pub(crate) struct EvalArgs {
-    /// The model; TCQ4 tensors are decoded into a temporary F16 copy first
+    /// The model; TCQ4 tensors are decoded into a temporary F16 copy first, unless this llama.cpp runs them itself
     pub(crate) model: PathBuf,
-    /// The text
-    #[arg(short = 'f', long, value_name = "FILE")]
-    pub(crate) text: PathBuf,
+    /// A text; several are measured one by one, and averaged
+    #[arg(short = 'f', long, value_name = "FILE", required_unless_present = "logits")]
+    pub(crate) text: Vec<PathBuf>,
+    /// Compare with this model: KL divergence, both models side by side, nothing written to the disk
+    #[arg(short = 'r', long, value_name = "MODEL")]
+    pub(crate) reference: Option<PathBuf>,
+    /// Compare with log-probabilities in a file of llama-perplexity (--kl-divergence-base), which holds the text too
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "reference", "ctx", "stride"])]
+    pub(crate) logits: Option<PathBuf>,
+    /// Write the model's log-probabilities for --logits here and for llama-perplexity
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["reference", "logits", "stride"])]
+    pub(crate) logits_out: Option<PathBuf>,
+    /// Replace an existing --logits-out
+    #[arg(long, requires = "logits_out")]
+    pub(crate) force: bool,
     /// Tokens a chunk
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
     pub(crate) ctx: u32,
-    /// Use at most this many chunks [default: all]
-    #[arg(long, value_name = "N")]
+    /// Slide the window by so many tokens and score each token once, instead of the second half of chunks side by side; half of --ctx is usual
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=1_048_575))]
+    pub(crate) stride: Option<u32>,
+    /// Use at most this many chunks of each text [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) chunks: Option<u32>,
     /// Layers to run on the GPU (builds with CUDA)
     #[arg(long, value_name = "LAYERS", default_value_t = 0)]

@@ -5,6 +5,7 @@ pub(super) mod convert;
 pub(super) mod dequantize;
 pub(super) mod diff;
 pub(super) mod eval;
+mod eval_text;
 pub(super) mod inspect;
 pub(super) mod perms;
 mod plan_text;
