@@ -3,6 +3,7 @@
 //! Messages are lower case and name the file first; the remedy is not part of the message but a [`Error::hint`], printed on a line of its own.
 
 mod convert;
+mod corpus;
 mod gguf;
 mod llama;
 mod model;
@@ -11,6 +12,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use convert::ConvertError;
+pub use corpus::CorpusError;
 pub use gguf::GgufError;
 pub use llama::LlamaError;
 pub use model::ModelError;
@@ -74,6 +76,9 @@ pub enum Error {
     /// A model cannot be converted as asked, or a converted file is not what it should be.
     #[error(transparent)]
     Convert(#[from] ConvertError),
+    /// A text cannot be had, or is not what it should be.
+    #[error(transparent)]
+    Corpus(#[from] CorpusError),
     /// llama.cpp refused something.
     #[error(transparent)]
     Llama(#[from] LlamaError),
@@ -107,6 +112,7 @@ impl Error {
             Error::Gguf { defect, .. } => defect.class(),
             Error::Model(error) => error.class(),
             Error::Convert(error) => error.class(),
+            Error::Corpus(error) => error.class(),
             Error::Llama(error) => error.class(),
             Error::Usage { .. } => Class::Usage,
             Error::Interrupted => Class::Interrupted,
@@ -128,6 +134,7 @@ impl Error {
             Error::Gguf { defect, .. } => defect.hint(),
             Error::Model(error) => error.hint(),
             Error::Convert(error) => error.hint(),
+            Error::Corpus(error) => error.hint(),
             Error::Llama(error) => error.hint(),
             Error::Usage { hint, .. } => hint.clone(),
             Error::Interrupted => None,
