@@ -4,6 +4,7 @@
 
 mod convert;
 mod eval;
+mod corpus;
 mod gguf;
 mod llama;
 mod model;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 pub use convert::ConvertError;
 pub use eval::EvalError;
+pub use corpus::CorpusError;
 pub use gguf::GgufError;
 pub use llama::LlamaError;
 pub use model::ModelError;
@@ -79,6 +81,9 @@ pub enum Error {
     /// A model cannot be measured as asked.
     #[error(transparent)]
     Eval(#[from] EvalError),
+    /// A text cannot be had, or is not what it should be.
+    #[error(transparent)]
+    Corpus(#[from] CorpusError),
     /// llama.cpp refused something.
     #[error(transparent)]
     Llama(#[from] LlamaError),
@@ -113,6 +118,7 @@ impl Error {
             Error::Model(error) => error.class(),
             Error::Convert(error) => error.class(),
             Error::Eval(error) => error.class(),
+            Error::Corpus(error) => error.class(),
             Error::Llama(error) => error.class(),
             Error::Usage { .. } => Class::Usage,
             Error::Interrupted => Class::Interrupted,
@@ -135,6 +141,7 @@ impl Error {
             Error::Model(error) => error.hint(),
             Error::Convert(error) => error.hint(),
             Error::Eval(error) => error.hint(),
+            Error::Corpus(error) => error.hint(),
             Error::Llama(error) => error.hint(),
             Error::Usage { hint, .. } => hint.clone(),
             Error::Interrupted => None,

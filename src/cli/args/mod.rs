@@ -1,5 +1,6 @@
 //! The command line as the user types it. Nothing is looked up or opened here; `settings.rs` resolves what is left open.
 
+mod datasets;
 mod evaluate;
 mod look;
 mod produce;
@@ -7,10 +8,13 @@ mod shared;
 
 use clap::{Args, Parser, Subcommand};
 
+pub(crate) use self::datasets::{DatasetsArgs, DatasetsCommand};
 pub(crate) use self::evaluate::EvalArgs;
 pub(crate) use self::look::{DiffArgs, InspectArgs, VerifyArgs};
 pub(crate) use self::produce::{CalibrateArgs, ConvertArgs, DequantizeArgs, PermsArgs, QuantizeArgs};
-pub(crate) use self::shared::{CalibrationArgs, MethodArgs, OutputArgs, PermsOutputArgs, ProductionArgs, TypeArgs};
+pub(crate) use self::shared::{
+    CalibrationArgs, DataArgs, MethodArgs, OutputArgs, PermsOutputArgs, ProductionArgs, StoreArgs, TypeArgs,
+};
 use crate::tcq::Isa;
 
 /// Converts F16 GGUF models to TCQ4_K32: 4-bit weights for INT4 tensor cores, calibrated through llama.cpp.
@@ -67,6 +71,8 @@ pub(crate) enum Command {
     Diff(DiffArgs),
     /// Measure the perplexity of a model on a text
     Eval(EvalArgs),
+    /// List the data sets that have names, or fetch them
+    Datasets(DatasetsArgs),
 }
 
 impl Command {

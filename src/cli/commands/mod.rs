@@ -2,6 +2,7 @@
 
 pub(super) mod calibrate;
 pub(super) mod convert;
+pub(super) mod datasets;
 pub(super) mod dequantize;
 pub(super) mod diff;
 pub(super) mod eval;
