@@ -2,6 +2,7 @@
 //!
 //! Messages are lower case and name the file first; the remedy is not part of the message but a [`Error::hint`], printed on a line of its own.
 
+mod compare;
 mod convert;
 mod gguf;
 mod llama;
@@ -10,6 +11,7 @@ mod model;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use compare::CompareError;
 pub use convert::ConvertError;
 pub use gguf::GgufError;
 pub use llama::LlamaError;
@@ -74,6 +76,9 @@ pub enum Error {
     /// A model cannot be converted as asked, or a converted file is not what it should be.
     #[error(transparent)]
     Convert(#[from] ConvertError),
+    /// Models cannot be compared.
+    #[error(transparent)]
+    Compare(#[from] CompareError),
     /// llama.cpp refused something.
     #[error(transparent)]
     Llama(#[from] LlamaError),
@@ -107,6 +112,7 @@ impl Error {
             Error::Gguf { defect, .. } => defect.class(),
             Error::Model(error) => error.class(),
             Error::Convert(error) => error.class(),
+            Error::Compare(error) => error.class(),
             Error::Llama(error) => error.class(),
             Error::Usage { .. } => Class::Usage,
             Error::Interrupted => Class::Interrupted,
@@ -128,6 +134,7 @@ impl Error {
             Error::Gguf { defect, .. } => defect.hint(),
             Error::Model(error) => error.hint(),
             Error::Convert(error) => error.hint(),
+            Error::Compare(error) => error.hint(),
             Error::Llama(error) => error.hint(),
             Error::Usage { hint, .. } => hint.clone(),
             Error::Interrupted => None,

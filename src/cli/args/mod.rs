@@ -7,7 +7,7 @@ mod shared;
 
 use clap::{Args, Parser, Subcommand};
 
-pub(crate) use self::evaluate::EvalArgs;
+pub(crate) use self::evaluate::{CompareArgs, EvalArgs};
 pub(crate) use self::look::{DiffArgs, InspectArgs, VerifyArgs};
 pub(crate) use self::produce::{CalibrateArgs, ConvertArgs, DequantizeArgs, PermsArgs, QuantizeArgs};
 pub(crate) use self::shared::{CalibrationArgs, MethodArgs, OutputArgs, PermsOutputArgs, ProductionArgs, TypeArgs};
@@ -67,11 +67,13 @@ pub(crate) enum Command {
     Diff(DiffArgs),
     /// Measure the perplexity of a model on a text
     Eval(EvalArgs),
+    /// Compare models on texts: paired differences of their perplexities, with intervals
+    Compare(CompareArgs),
 }
 
 impl Command {
     /// Whether llama.cpp computes for this command.
     pub(crate) fn runs_a_model(&self) -> bool {
-        matches!(self, Command::Convert(_) | Command::Calibrate(_) | Command::Eval(_))
+        matches!(self, Command::Convert(_) | Command::Calibrate(_) | Command::Eval(_) | Command::Compare(_))
     }
 }
