@@ -2,6 +2,7 @@
 //!
 //! Messages are lower case and name the file first; the remedy is not part of the message but a [`Error::hint`], printed on a line of its own.
 
+mod analysis;
 mod compare;
 mod convert;
 mod corpus;
@@ -13,6 +14,7 @@ mod model;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use analysis::AnalysisError;
 pub use compare::CompareError;
 pub use convert::ConvertError;
 pub use corpus::CorpusError;
@@ -89,6 +91,9 @@ pub enum Error {
     /// Models cannot be compared.
     #[error(transparent)]
     Compare(#[from] CompareError),
+    /// An analysis found what it was asked to fail on.
+    #[error(transparent)]
+    Analysis(#[from] AnalysisError),
     /// llama.cpp refused something.
     #[error(transparent)]
     Llama(#[from] LlamaError),
@@ -125,6 +130,7 @@ impl Error {
             Error::Eval(error) => error.class(),
             Error::Corpus(error) => error.class(),
             Error::Compare(error) => error.class(),
+            Error::Analysis(error) => error.class(),
             Error::Llama(error) => error.class(),
             Error::Usage { .. } => Class::Usage,
             Error::Interrupted => Class::Interrupted,
@@ -149,6 +155,7 @@ impl Error {
             Error::Eval(error) => error.hint(),
             Error::Corpus(error) => error.hint(),
             Error::Compare(error) => error.hint(),
+            Error::Analysis(error) => error.hint(),
             Error::Llama(error) => error.hint(),
             Error::Usage { hint, .. } => hint.clone(),
             Error::Interrupted => None,
