@@ -6,6 +6,7 @@ mod convert;
 mod gguf;
 mod llama;
 mod model;
+mod report;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ pub use convert::ConvertError;
 pub use gguf::GgufError;
 pub use llama::LlamaError;
 pub use model::ModelError;
+pub use report::ReportError;
 
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -77,6 +79,9 @@ pub enum Error {
     /// llama.cpp refused something.
     #[error(transparent)]
     Llama(#[from] LlamaError),
+    /// A result cannot be shown.
+    #[error(transparent)]
+    Report(#[from] ReportError),
     /// The command line made no sense.
     #[error("{message}")]
     Usage {
@@ -108,6 +113,7 @@ impl Error {
             Error::Model(error) => error.class(),
             Error::Convert(error) => error.class(),
             Error::Llama(error) => error.class(),
+            Error::Report(error) => error.class(),
             Error::Usage { .. } => Class::Usage,
             Error::Interrupted => Class::Interrupted,
         }
@@ -129,6 +135,7 @@ impl Error {
             Error::Model(error) => error.hint(),
             Error::Convert(error) => error.hint(),
             Error::Llama(error) => error.hint(),
+            Error::Report(error) => error.hint(),
             Error::Usage { hint, .. } => hint.clone(),
             Error::Interrupted => None,
         }

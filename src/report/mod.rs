@@ -1,0 +1,4 @@
+//! Views of results for people: pages, pictures and tables as bytes. Nothing here measures anything or writes a file.
+
+pub mod plot;
+pub mod png;
