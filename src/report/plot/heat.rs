@@ -234,6 +234,7 @@ fn hover(map: &HeatMap, frame: &Frame) -> Hover {
         y: AxisHover::new(&map.value_label, (0.0, map.rows.len() as f64), Scale::Linear),
         series: Vec::new(),
         grid: Some(GridHover {
+            cells: true,
             columns: map.columns.clone(),
             rows: map.rows.clone(),
             values: map.values.iter().map(texts).collect(),

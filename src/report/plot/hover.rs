@@ -38,6 +38,8 @@ pub struct AxisHover {
 /// The cells of a picture, row by row.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct GridHover {
+    /// Whether each row has its own place; otherwise the rows of a column stand at one place, side by side or above each other.
+    pub cells: bool,
     /// Names of the columns, left to right.
     pub columns: Vec<String>,
     /// Names of the rows, top to bottom.

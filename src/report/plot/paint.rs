@@ -255,6 +255,7 @@ fn by_category(chart: &Chart, x: &Axis) -> Option<GridHover> {
         _ => Vec::new(),
     };
     Some(GridHover {
+        cells: false,
         columns: x.categories.clone(),
         rows: chart.series.iter().filter(shown).map(|series| series.name.clone()).collect(),
         values: chart.series.iter().filter(shown).map(|series| values(&series.shape)).collect(),
