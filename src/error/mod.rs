@@ -10,6 +10,7 @@ mod eval;
 mod gguf;
 mod llama;
 mod model;
+mod report;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ pub use eval::EvalError;
 pub use gguf::GgufError;
 pub use llama::LlamaError;
 pub use model::ModelError;
+pub use report::ReportError;
 
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -97,6 +99,9 @@ pub enum Error {
     /// llama.cpp refused something.
     #[error(transparent)]
     Llama(#[from] LlamaError),
+    /// A result cannot be shown.
+    #[error(transparent)]
+    Report(#[from] ReportError),
     /// The command line made no sense.
     #[error("{message}")]
     Usage {
@@ -132,6 +137,7 @@ impl Error {
             Error::Compare(error) => error.class(),
             Error::Analysis(error) => error.class(),
             Error::Llama(error) => error.class(),
+            Error::Report(error) => error.class(),
             Error::Usage { .. } => Class::Usage,
             Error::Interrupted => Class::Interrupted,
         }
@@ -157,6 +163,7 @@ impl Error {
             Error::Compare(error) => error.hint(),
             Error::Analysis(error) => error.hint(),
             Error::Llama(error) => error.hint(),
+            Error::Report(error) => error.hint(),
             Error::Usage { hint, .. } => hint.clone(),
             Error::Interrupted => None,
         }
