@@ -294,7 +294,8 @@ fn add_details(
     analysis.tensor_details = each(&measured, "curves of tensors", progress, |tensor| ground.tensor_detail(tensor))?;
     let gates: Vec<GateTensor<'_>> =
         ground.gates().into_iter().filter(|gate| chosen.tensors.contains(&gate.tensor.name)).collect();
-    let detail = |gate: &GateTensor<'_>| ground.gate_detail(gate, options.tau, CHANNELS);
+    let most = if options.choice == Choice::Default { CHANNELS } else { usize::MAX };
+    let detail = |gate: &GateTensor<'_>| ground.gate_detail(gate, options.tau, most);
     analysis.gate_details = each(&gates, "curves of gates", progress, detail)?.into_iter().flatten().collect();
     add_alpha(ground, options, &groups, analysis, gaps, progress)
 }

@@ -99,6 +99,11 @@ pub fn add_histogram(sum: &mut Option<Histogram>, more: &Histogram) {
     sum.above += more.above;
 }
 
+/// Five significant digits: enough for a curve, and short in JSON.
+pub fn short(value: f64) -> f32 {
+    format!("{value:.4e}").parse().unwrap_or(value as f32)
+}
+
 /// `count` indices of `0..len`, evenly spread, the first and the last among them; all if there are not more.
 pub fn spread_indices(len: usize, count: usize) -> Vec<usize> {
     if len <= count {
@@ -140,6 +145,14 @@ mod tests {
         assert_eq!((found.counts, found.below, found.above), (vec![1, 1, 1, 2], 1, 1));
         let flat = histogram([2.0, 2.0], 2.0, 2.0, 3);
         assert_eq!(flat.counts, [2, 0, 0]);
+    }
+
+    #[test]
+    fn short_numbers_are_close_and_short() {
+        assert_eq!(short(0.123_456_789), 0.123_46);
+        assert_eq!(short(-98_765_432.0).to_string(), "-98765000");
+        assert_eq!((short(0.0), short(1.0)), (0.0, 1.0));
+        assert!(short(f64::NAN).is_nan());
     }
 
     #[test]

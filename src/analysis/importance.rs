@@ -1,6 +1,6 @@
 //! How much each channel of an activation matters, and how unevenly.
 
-use super::describe::{mean, spearman, spread_indices};
+use super::describe::{mean, short, spearman, spread_indices};
 use super::record::{CHANNELS, ChannelCurves, Importance, Shares, SortedCurves};
 use crate::calib::{ChannelStats, Statistics};
 use crate::math::Permutation;
@@ -138,13 +138,13 @@ pub fn curves(
         abs_max: at(&channels.abs_max),
         mean: at(&channels.mean),
         weight_sq: at(weight_sq),
-        scale: scale.map_or_else(Vec::new, |scale| points.iter().map(|&j| scale[j]).collect()),
+        scale: scale.map_or_else(Vec::new, |scale| points.iter().map(|&j| short(f64::from(scale[j]))).collect()),
         place: places.map_or_else(Vec::new, |places| points.iter().map(|&j| places.indices()[j]).collect()),
     };
     let ranks = spread_indices(channels.mean_sq.len(), CHANNELS / 2);
     let sorted = |values: &[f64]| {
         let order = descending(values);
-        if values.is_empty() { Vec::new() } else { ranks.iter().map(|&rank| values[order[rank]] as f32).collect() }
+        if values.is_empty() { Vec::new() } else { ranks.iter().map(|&rank| short(values[order[rank]])).collect() }
     };
     let sorted = SortedCurves {
         rank: ranks.iter().map(|&rank| rank as u32).collect(),
@@ -157,7 +157,7 @@ pub fn curves(
 
 /// The values at some indices; nothing of nothing.
 fn pick(values: &[f64], at: &[usize]) -> Vec<f32> {
-    if values.is_empty() { Vec::new() } else { at.iter().map(|&j| values[j] as f32).collect() }
+    if values.is_empty() { Vec::new() } else { at.iter().map(|&j| short(values[j])).collect() }
 }
 
 #[cfg(test)]
@@ -219,6 +219,7 @@ mod tests {
         for (i, &j) in curves.channel.iter().enumerate() {
             let bucket = &channels.mean_sq[3 * i..(3 * i + 3).min(n)];
             assert_eq!(channels.mean_sq[j as usize], bucket.iter().copied().fold(0.0, f64::max));
+            assert_eq!(curves.mean_sq[i], short(channels.mean_sq[j as usize]));
             assert_eq!(order.indices()[curves.place[i] as usize], j);
         }
         assert!(curves.scale.is_empty());

@@ -1,6 +1,6 @@
 //! One TCQ4 tensor at a time: rounding, error of weights and outputs, split by importance, over some of its rows.
 
-use super::describe::mean;
+use super::describe::{mean, short};
 use super::importance::important;
 use super::product::product;
 use super::record::{Histogram, MeasuredOn, OutputErrors, Rounding, Split, TensorDetail};
@@ -212,5 +212,5 @@ fn bucket(columns: usize) -> usize {
 }
 
 fn bucket_means(values: &[f64]) -> Vec<f32> {
-    values.chunks(bucket(values.len())).map(|part| mean(part.iter().copied()) as f32).collect()
+    values.chunks(bucket(values.len())).map(|part| short(mean(part.iter().copied()))).collect()
 }

@@ -1,6 +1,6 @@
 //! How the gradient of a salient SiLU channel is spread over its weights.
 
-use super::describe::{mean, spread_indices};
+use super::describe::{mean, short, spread_indices};
 use super::record::SaliencyRow;
 
 /// Points of a gradient curve.
@@ -28,7 +28,7 @@ pub fn saliency(matrix: u32, channel: u32, z: &[f32], x: &[f32], weights: &[f32]
         matrix,
         channel,
         saliency: mean(z.iter().map(|&z| f64::from(z).abs())) as f32,
-        gradient: spread_indices(sums.len(), POINTS).into_iter().map(|i| sums[i] as f32).collect(),
+        gradient: spread_indices(sums.len(), POINTS).into_iter().map(|i| short(sums[i])).collect(),
         knee: knee(&sums[..sums.len() / 2]) as u32,
         weight_range: [range(f32::min), range(f32::max)],
     }

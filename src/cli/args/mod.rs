@@ -23,7 +23,7 @@ use crate::tcq::Isa;
 #[derive(Debug, Parser)]
 #[command(name = "tcq4", version, long_version = crate::cli::version::LONG.as_str(), max_term_width = 120, propagate_version = false)]
 #[command(
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused input, 4 fallbacks under --strict, 130 interrupted."
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused input, 4 fallbacks under --strict or experts below a threshold, 130 interrupted."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
