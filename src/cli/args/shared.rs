@@ -55,13 +55,13 @@ pub(crate) struct DataArgs {
 #[command(next_help_heading = "Texts")]
 pub(crate) struct StoreArgs {
     /// Folder of the data sets [default: tcq4/datasets in the user's cache folder]
-    #[arg(long, value_name = "DIR", env = "TCQ4_DATA_DIR")]
+    #[arg(long, global = true, value_name = "DIR", env = "TCQ4_DATA_DIR")]
     pub(crate) data_dir: Option<PathBuf>,
     /// Fetch nothing from the network
-    #[arg(long, env = "TCQ4_OFFLINE", value_parser = clap::builder::BoolishValueParser::new())]
+    #[arg(long, global = true, env = "TCQ4_OFFLINE", value_parser = clap::builder::BoolishValueParser::new())]
     pub(crate) offline: bool,
     /// Server to fetch from instead of https://HOST/PATH: it has everything under /HOST/PATH
-    #[arg(long, value_name = "URL", env = "TCQ4_DATA_MIRROR")]
+    #[arg(long, global = true, value_name = "URL", env = "TCQ4_DATA_MIRROR")]
     pub(crate) data_mirror: Option<String>,
 }
 

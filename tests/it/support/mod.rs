@@ -4,6 +4,8 @@ pub mod alloc;
 pub mod cmd;
 pub mod mount;
 pub mod raw;
+#[cfg(feature = "download")]
+pub mod server;
 pub mod tiny_model;
 
 use std::io::Write;
