@@ -31,6 +31,7 @@ pub(super) struct Wanted<'a> {
     pub(super) path: PathBuf,
     pub(super) known: Known,
     /// Bytes at most.
+    #[cfg_attr(not(feature = "download"), expect(dead_code, reason = "only the network code asks"))]
     pub(super) limit: u64,
 }
 
