@@ -9,7 +9,7 @@ mod shared;
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use self::datasets::{DatasetsArgs, DatasetsCommand};
-pub(crate) use self::evaluate::EvalArgs;
+pub(crate) use self::evaluate::{CompareArgs, EvalArgs};
 pub(crate) use self::look::{DiffArgs, InspectArgs, VerifyArgs};
 pub(crate) use self::produce::{CalibrateArgs, ConvertArgs, DequantizeArgs, PermsArgs, QuantizeArgs};
 pub(crate) use self::shared::{
@@ -73,11 +73,13 @@ pub(crate) enum Command {
     Eval(EvalArgs),
     /// List the data sets that have names, or fetch them
     Datasets(DatasetsArgs),
+    /// Compare models on texts: paired differences of their perplexities, with intervals
+    Compare(CompareArgs),
 }
 
 impl Command {
     /// Whether llama.cpp computes for this command.
     pub(crate) fn runs_a_model(&self) -> bool {
-        matches!(self, Command::Convert(_) | Command::Calibrate(_) | Command::Eval(_))
+        matches!(self, Command::Convert(_) | Command::Calibrate(_) | Command::Eval(_) | Command::Compare(_))
     }
 }
