@@ -213,6 +213,18 @@ impl Chunks {
     }
 }
 
+impl Corpus {
+    /// The tokens of the whole text as `model` reads it, whatever weights the sources have. Control tokens are parsed where the corpus says so.
+    ///
+    /// # Errors
+    /// What the tokeniser refuses.
+    pub fn tokenize(&self, model: &Model) -> Result<Vec<i32>> {
+        let pieces: Vec<&Piece> = self.parts.iter().flat_map(|part| &part.pieces).collect();
+        let bos = model.adds_bos().then(|| model.bos());
+        joined(self, &pieces, bos, &|text, begin, special| model.tokenize(text, begin, special))
+    }
+}
+
 /// Deals `samples` chunks out to sources with these weights.
 fn dealt(samples: usize, selection: Selection, weights: &[(&Share, f64)]) -> ChunkPlan {
     let lengths: Vec<usize> = weights.iter().map(|(share, _)| share.chunks.len()).collect();

@@ -371,7 +371,7 @@ fn wrong_usage() {
         ),
         (
             "calibrate -m MODEL -o o --stats s",
-            "error: the following required arguments were not provided:\n  --calibration <FILE>",
+            "error: the following required arguments were not provided:\n  --calibration <SRC>",
         ),
         ("calibrate -m MODEL -o o -n 0", "error: invalid value '0' for '--samples <N>'"),
         ("eval MODEL -f f --ctx 3", "error: invalid value '3' for '--ctx <TOKENS>'"),

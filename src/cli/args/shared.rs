@@ -14,8 +14,8 @@ use crate::tcq::Encoder;
 #[command(next_help_heading = "Calibration")]
 pub(crate) struct CalibrationArgs {
     /// Calibration text (repeatable): a data set (see `tcq4 datasets`) or a text, .json, .jsonl or .csv file, also with .gz; with a sampling
-    /// rule and a share of the chunks if you like: c4@texts:0.3
-    #[arg(short, long = "calibration", value_name = "SRC[@RULE][:WEIGHT]")]
+    /// rule (@RULE) and a share of the chunks (:WEIGHT) if you like: c4@texts:0.3
+    #[arg(short, long = "calibration", value_name = "SRC")]
     pub(crate) calibration: Vec<String>,
     /// Say how much of the calibration text stands in this evaluation text, a data set or a file
     #[arg(long, value_name = "SRC", requires = "calibration")]
