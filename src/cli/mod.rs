@@ -86,6 +86,7 @@ fn dispatch(session: &Session, command: Command) -> Outcome {
         Command::Eval(args) => commands::eval::run(session, &args),
         Command::Datasets(args) => commands::datasets::run(session, &args),
         Command::Compare(args) => commands::compare::run(session, &args),
+        Command::Analyze(args) => commands::analyze::run(session, &args),
     }
 }
 

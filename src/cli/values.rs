@@ -179,6 +179,11 @@ impl FromStr for Margin {
     }
 }
 
+/// A number that is neither NaN nor infinite.
+pub(crate) fn finite(text: &str) -> Result<f64, String> {
+    text.parse::<f64>().ok().filter(|value| value.is_finite()).ok_or_else(|| format!("`{text}` is not a number"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,6 @@
 //! The command line as the user types it. Nothing is looked up or opened here; `settings.rs` resolves what is left open.
 
+mod analyze;
 mod datasets;
 mod evaluate;
 mod look;
@@ -8,6 +9,7 @@ mod shared;
 
 use clap::{Args, Parser, Subcommand};
 
+pub(crate) use self::analyze::{AnalyzeArgs, LookArgs};
 pub(crate) use self::datasets::{DatasetsArgs, DatasetsCommand};
 pub(crate) use self::evaluate::{CompareArgs, EvalArgs};
 pub(crate) use self::look::{DiffArgs, InspectArgs, VerifyArgs};
@@ -75,11 +77,17 @@ pub(crate) enum Command {
     Datasets(DatasetsArgs),
     /// Compare models on texts: paired differences of their perplexities, with intervals
     Compare(CompareArgs),
+    /// Show what quantisation does to a model, layer by layer
+    Analyze(Box<AnalyzeArgs>),
 }
 
 impl Command {
     /// Whether llama.cpp computes for this command.
     pub(crate) fn runs_a_model(&self) -> bool {
-        matches!(self, Command::Convert(_) | Command::Calibrate(_) | Command::Eval(_) | Command::Compare(_))
+        match self {
+            Command::Convert(_) | Command::Calibrate(_) | Command::Eval(_) | Command::Compare(_) => true,
+            Command::Analyze(args) => !args.calibration.calibration.is_empty(),
+            _ => false,
+        }
     }
 }
