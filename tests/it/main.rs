@@ -14,6 +14,10 @@ mod cli_compare;
 mod cli_errors;
 mod cli_outputs;
 mod convert;
+#[cfg(feature = "llama")]
+mod corpus;
+#[cfg(feature = "download")]
+mod corpus_http;
 mod determinism;
 mod gguf;
 mod gguf_hostile;
