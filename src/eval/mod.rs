@@ -4,6 +4,7 @@ mod base_file;
 mod divergence;
 mod measure;
 mod perplexity;
+mod simulate;
 mod softmax;
 mod statistics;
 mod windows;
@@ -15,5 +16,6 @@ pub use measure::{
     saved_shape, windows_of_file,
 };
 pub use perplexity::{Perplexity, PerplexityOptions, perplexity};
+pub use simulate::Simulation;
 pub use statistics::{Estimate, Percentile};
 pub use windows::{Cut, Windows};
