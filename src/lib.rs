@@ -26,6 +26,8 @@ pub mod convert;
 pub mod eval;
 pub mod inspect;
 // floor 9
+pub mod report;
+// floor 10
 pub mod cli;
 
 pub use error::{Class, Error, Result};

@@ -2,7 +2,9 @@
 //!
 //! Messages are lower case and name the file first; the remedy is not part of the message but a [`Error::hint`], printed on a line of its own.
 
+mod compare;
 mod convert;
+mod corpus;
 mod eval;
 mod gguf;
 mod llama;
@@ -11,7 +13,9 @@ mod model;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use compare::CompareError;
 pub use convert::ConvertError;
+pub use corpus::CorpusError;
 pub use eval::EvalError;
 pub use gguf::GgufError;
 pub use llama::LlamaError;
@@ -79,6 +83,12 @@ pub enum Error {
     /// A model cannot be measured as asked.
     #[error(transparent)]
     Eval(#[from] EvalError),
+    /// A text cannot be had, or is not what it should be.
+    #[error(transparent)]
+    Corpus(#[from] CorpusError),
+    /// Models cannot be compared.
+    #[error(transparent)]
+    Compare(#[from] CompareError),
     /// llama.cpp refused something.
     #[error(transparent)]
     Llama(#[from] LlamaError),
@@ -113,6 +123,8 @@ impl Error {
             Error::Model(error) => error.class(),
             Error::Convert(error) => error.class(),
             Error::Eval(error) => error.class(),
+            Error::Corpus(error) => error.class(),
+            Error::Compare(error) => error.class(),
             Error::Llama(error) => error.class(),
             Error::Usage { .. } => Class::Usage,
             Error::Interrupted => Class::Interrupted,
@@ -135,6 +147,8 @@ impl Error {
             Error::Model(error) => error.hint(),
             Error::Convert(error) => error.hint(),
             Error::Eval(error) => error.hint(),
+            Error::Corpus(error) => error.hint(),
+            Error::Compare(error) => error.hint(),
             Error::Llama(error) => error.hint(),
             Error::Usage { hint, .. } => hint.clone(),
             Error::Interrupted => None,

@@ -1,6 +1,7 @@
 //! Measures what a model is worth: perplexity, and the divergence from a reference. Text in, numbers out; what they mean for a user is said elsewhere.
 
 mod base_file;
+pub mod compare;
 mod divergence;
 mod measure;
 mod perplexity;
@@ -10,6 +11,7 @@ mod statistics;
 mod windows;
 
 pub use base_file::{LogitsReader, LogitsShape, LogitsWriter};
+pub use compare::{Analysis, CompareSettings, Comparison, Contender, DatasetResult, Rule, Score, compare};
 pub use divergence::Divergence;
 pub use measure::{
     LogitsOutput, Measured, Options, Reference, check_same_tokens, measure, measure_alone, measure_and_save,

@@ -2,5 +2,6 @@
 
 pub mod hadamard;
 pub mod permutation;
+pub mod stats;
 
 pub use permutation::Permutation;

@@ -7,6 +7,8 @@ mod calib;
 mod cli;
 #[cfg(feature = "llama")]
 mod cli_calibration;
+#[cfg(feature = "llama")]
+mod cli_compare;
 mod cli_errors;
 mod cli_outputs;
 mod convert;

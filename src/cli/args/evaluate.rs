@@ -32,6 +32,8 @@ impl From<Simulate> for Activations {
     }
 }
 
+use crate::cli::values::{Margin, RuleArg, Share};
+
 /// `tcq4 eval`
 #[derive(Debug, Args)]
 pub(crate) struct EvalArgs {
@@ -67,6 +69,50 @@ pub(crate) struct EvalArgs {
     /// Use at most this many chunks of each text [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) chunks: Option<u32>,
+    /// Layers to run on the GPU (builds with CUDA)
+    #[arg(long, value_name = "LAYERS", default_value_t = 0)]
+    pub(crate) ngl: u32,
+}
+
+/// `tcq4 compare`
+#[derive(Debug, Args)]
+pub(crate) struct CompareArgs {
+    /// The models, the first of which is the baseline that the others are compared with; TCQ4 tensors are decoded into temporary F16 copies
+    #[arg(num_args = 2.., required = true, value_name = "MODEL")]
+    pub(crate) models: Vec<PathBuf>,
+    /// A text to compare on (repeatable)
+    #[arg(short = 'f', long, value_name = "FILE", required = true)]
+    pub(crate) text: Vec<PathBuf>,
+    /// Tokens a chunk
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
+    pub(crate) ctx: u32,
+    /// Use at most this many chunks of each text [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    pub(crate) chunks: Option<u32>,
+    /// The share of resamples that an interval holds
+    #[arg(long, value_name = "SHARE", default_value = "0.95")]
+    pub(crate) confidence: Share,
+    /// How often the chunks are drawn again
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
+    pub(crate) resamples: u32,
+    /// Seed of every random choice
+    #[arg(long, default_value_t = 42)]
+    pub(crate) seed: u64,
+    /// When a model wins
+    #[arg(long, value_enum, default_value_t = RuleArg::Interval)]
+    pub(crate) rule: RuleArg,
+    /// The margin of `--rule fixed`, in perplexity [default: 0.05]
+    #[arg(long, value_name = "PPL")]
+    pub(crate) margin: Option<Margin>,
+    /// Write the results as a Markdown document
+    #[arg(long, value_name = "FILE")]
+    pub(crate) markdown: Option<PathBuf>,
+    /// Write the JSON record
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Replace existing outputs
+    #[arg(long)]
+    pub(crate) force: bool,
     /// Layers to run on the GPU (builds with CUDA)
     #[arg(long, value_name = "LAYERS", default_value_t = 0)]
     pub(crate) ngl: u32,

@@ -1,7 +1,10 @@
 //! One module a command: arguments in, library calls, text and record out.
 
 pub(super) mod calibrate;
+pub(super) mod compare;
+mod compare_text;
 pub(super) mod convert;
+pub(super) mod datasets;
 pub(super) mod dequantize;
 pub(super) mod diff;
 pub(super) mod eval;
