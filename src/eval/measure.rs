@@ -9,11 +9,12 @@ use serde::Serialize;
 use super::base_file::{LogitsReader, LogitsShape, LogitsWriter};
 use super::divergence::{Divergence, DivergenceSums};
 use super::perplexity::{Perplexity, Sums};
+use super::simulate::Simulation;
 use super::softmax::{Compared, compare, compare_stored, negative_log_likelihood};
 use super::windows::{Window, Windows};
 use crate::corpus::Corpus;
 use crate::error::{EvalError, ModelError};
-use crate::llama::{Context, ContextOptions, Logits, Model};
+use crate::llama::{Context, ContextOptions, Logits, Model, Watch};
 use crate::util::progress::{Progress, Unit};
 use crate::{Error, Result};
 
@@ -21,10 +22,12 @@ use crate::{Error, Result};
 const UBATCH: u32 = 512;
 
 /// How a model is run.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
     /// Threads; 0 takes all.
     pub threads: u32,
+    /// What happens to the model's activations; never to those of a reference.
+    pub simulation: Option<Simulation>,
 }
 
 /// What a model is compared with.
@@ -151,7 +154,7 @@ pub fn measure(
     };
     let perplexity = match reference {
         Reference::Model(base) => {
-            let mut base = Run::new(base, windows, Options { threads })?;
+            let mut base = Run::new(base, windows, Options { threads, simulation: None })?;
             run.each("KL divergence", windows, progress, |logits, window| {
                 let rows = logits.par_chunks_exact(vocab).zip(base.forward(window)?.par_chunks_exact(vocab));
                 take(rows.zip(window.targets()).map(|((row, base), &t)| compare(row, base, t as usize)).collect())
@@ -171,20 +174,30 @@ pub fn measure(
 struct Run<'m> {
     model: &'m Model,
     context: Context<'m>,
+    simulation: Option<Simulation>,
     sums: Sums,
 }
 
 impl<'m> Run<'m> {
     fn new(model: &'m Model, windows: &Windows, options: Options) -> Result<Self> {
         let ctx = windows.cut().ctx;
-        let settings = ContextOptions { ubatch: ctx.min(UBATCH), threads: options.threads, ..ContextOptions::new(ctx) };
-        Ok(Self { model, context: Context::new(model, &settings)?, sums: Sums::default() })
+        let Options { threads, simulation } = options;
+        let (ubatch, observe) = (ctx.min(UBATCH), simulation.is_some());
+        let context = Context::new(model, &ContextOptions { ubatch, threads, observe, ..ContextOptions::new(ctx) })?;
+        Ok(Self { model, context, simulation, sums: Sums::default() })
     }
 
     /// The logits from position `window.first` on, a row each.
     fn forward(&mut self, window: &Window) -> Result<&[f32]> {
         self.context.clear();
-        self.context.decode(&window.tokens, Logits::From(window.first))?;
+        let logits = Logits::From(window.first);
+        match &mut self.simulation {
+            None => self.context.decode(&window.tokens, logits)?,
+            Some(simulation) => {
+                let watch = Watch { observer: None, rewriter: Some(simulation) };
+                self.context.decode_watched(&window.tokens, logits, watch)?;
+            }
+        }
         Ok(self.context.logits())
     }
 

@@ -5,6 +5,7 @@ pub mod compare;
 mod divergence;
 mod measure;
 mod perplexity;
+mod simulate;
 mod softmax;
 mod statistics;
 mod windows;
@@ -17,5 +18,6 @@ pub use measure::{
     saved_shape, windows_of_file,
 };
 pub use perplexity::{Perplexity, PerplexityOptions, perplexity};
+pub use simulate::Simulation;
 pub use statistics::{Estimate, Percentile};
 pub use windows::{Cut, Windows};

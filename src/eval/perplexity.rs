@@ -69,7 +69,7 @@ pub fn perplexity(
     progress: &dyn Progress,
 ) -> Result<Perplexity> {
     let windows = Windows::new(model, text, Cut { ctx: options.ctx, chunks: options.chunks, stride: None })?;
-    measure_alone(model, &windows, Options { threads: options.threads }, progress)
+    measure_alone(model, &windows, Options { threads: options.threads, simulation: None }, progress)
 }
 
 /// Likelihoods, summed up chunk by chunk.

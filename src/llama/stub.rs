@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::marker::PhantomData;
 use std::path::Path;
 
-use super::{ContextOptions, Logits, ModelOptions, Observer};
+use super::{ContextOptions, Logits, ModelOptions, Observer, Watch};
 use crate::Result;
 use crate::error::LlamaError;
 
@@ -66,6 +66,10 @@ impl<'m> Context<'m> {
     }
 
     pub fn decode_observed(&mut self, _tokens: &[i32], _observer: &mut dyn Observer) -> Result<()> {
+        match self.0 {}
+    }
+
+    pub fn decode_watched(&mut self, _tokens: &[i32], _logits: Logits, _watch: Watch<'_>) -> Result<()> {
         match self.0 {}
     }
 

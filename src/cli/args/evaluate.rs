@@ -2,7 +2,35 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+
+use crate::quant::Activations;
+
+/// `--simulate`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Simulate {
+    /// INT8, a scale for 32 values
+    A8,
+    /// INT4, a signed scale for 256 values, times 0.9
+    #[value(name = "a4-g256")]
+    A4Group256,
+    /// INT4, a signed scale for 32 values
+    #[value(name = "a4-g32")]
+    A4Group32,
+    /// INT4 as the fork llama.cpp-rrs rounds: a symmetric scale for 256 values
+    A4Fork,
+}
+
+impl From<Simulate> for Activations {
+    fn from(simulate: Simulate) -> Self {
+        match simulate {
+            Simulate::A8 => Activations::Int8,
+            Simulate::A4Group256 => Activations::Int4,
+            Simulate::A4Group32 => Activations::Int4Group32,
+            Simulate::A4Fork => Activations::Int4Fork,
+        }
+    }
+}
 
 use super::shared::DataArgs;
 use crate::cli::values::{Margin, RuleArg, Share};
@@ -32,6 +60,12 @@ pub(crate) struct EvalArgs {
     /// Replace an existing --logits-out
     #[arg(long, requires = "logits_out")]
     pub(crate) force: bool,
+    /// Round what enters the TCQ4 tensors as a runtime does; nothing else sees the rounded values, and a reference is run as it is
+    #[arg(long, value_name = "PATH")]
+    pub(crate) simulate: Option<Simulate>,
+    /// Round what enters the tensors that would become TCQ4, in a model without any: what the rounding of activations alone costs
+    #[arg(long, requires = "simulate")]
+    pub(crate) simulate_all: bool,
     /// Tokens a chunk
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
     pub(crate) ctx: u32,

@@ -168,7 +168,7 @@ fn score(
     path: &Path,
 ) -> Result<Vec<Score>> {
     let cut = Cut { ctx: args.ctx, chunks: args.chunks.map(|n| n as usize), stride: None };
-    let options = Options { threads: session.threads() };
+    let options = Options { threads: session.threads(), ..Options::default() };
     let mut scores = Vec::new();
     for dataset in datasets {
         let tokens = dataset.text.tokenize(model)?;
@@ -178,7 +178,7 @@ fn score(
             check_tokens(path, &args.models[0], dataset, &tokens)?;
         }
         let windows = Windows::of(model, &dataset.text, cut)?;
-        scores.push(Score::from(&measure_alone(model, &windows, options, &session.progress)?));
+        scores.push(Score::from(&measure_alone(model, &windows, options.clone(), &session.progress)?));
     }
     Ok(scores)
 }

@@ -8,12 +8,16 @@ use super::eval_text;
 use super::subject::Subject;
 use crate::cli::args::EvalArgs;
 use crate::cli::{Outcome, Session, data};
+use crate::convert::{Conversion, PlanSettings, is_tcq4, permutations};
 use crate::corpus::Corpus;
-use crate::error::{Error, Result};
+use crate::error::{Error, EvalError, Result};
 use crate::eval::{
-    Cut, Estimate, LogitsOutput, LogitsReader, Measured, Options, Reference, Windows, check_same_tokens, measure,
-    measure_alone, measure_and_save, saved_shape, windows_of_file,
+    Cut, Estimate, LogitsOutput, LogitsReader, Measured, Options, Perplexity, Reference, Simulation, Windows,
+    check_same_tokens, measure, measure_alone, measure_and_save, saved_shape, windows_of_file,
 };
+use crate::gguf::Source;
+use crate::quant::Activations;
+use crate::tcq::Encoder;
 use crate::util::atomic_file::check_target;
 use crate::util::progress::Progress;
 use crate::util::units::Bytes;
@@ -41,6 +45,8 @@ pub(super) struct Record<'a> {
     pub(super) model: &'a Path,
     /// Whether TCQ4 tensors were decoded into a temporary copy.
     pub(super) decoded: bool,
+    /// How activations were rounded.
+    pub(super) simulate: Option<Activations>,
     /// The model or the file of log-probabilities that was compared with.
     pub(super) reference: Option<&'a Path>,
     /// The file of log-probabilities that was written.
@@ -52,14 +58,19 @@ pub(super) struct Record<'a> {
 
 pub(in crate::cli) fn run(session: &Session, args: &EvalArgs) -> Outcome {
     check(args)?;
-    let subject = Subject::open(session, &args.model, args.ngl, false)?;
+    let source = Source::open(&args.model)?;
+    let simulation = args.simulate.map(|path| simulation(session, args, &source, path.into())).transpose()?;
+    // A runtime that runs TCQ4 rounds activations its own way.
+    let subject = Subject::of(session, &source, args.ngl, simulation.is_some())?;
+    let options = Options { threads: session.threads(), simulation };
     let data_sets = match &args.logits {
-        Some(path) => vec![against_file(session, args, &subject, path)?],
-        None => over_texts(session, args, &subject)?,
+        Some(path) => vec![against_file(session, args, &subject, options, path)?],
+        None => over_texts(session, args, &subject, &options)?,
     };
     let record = Record {
         model: &args.model,
         decoded: subject.decoded,
+        simulate: args.simulate.map(Into::into),
         reference: args.reference.as_deref().or(args.logits.as_deref()),
         logits_out: args.logits_out.as_deref(),
         average: average(&data_sets),
@@ -86,19 +97,40 @@ fn check(args: &EvalArgs) -> Result<()> {
     Ok(())
 }
 
-fn options(session: &Session) -> Options {
-    Options { threads: session.threads() }
+/// The tensors whose inputs are rounded, with their permutations: those of TCQ4, or with `--simulate-all` those that would become it.
+fn simulation(session: &Session, args: &EvalArgs, source: &Source, path: Activations) -> Result<Simulation> {
+    let mut permutations = permutations(source)?;
+    let mut tensors: Vec<String> =
+        source.tensors().iter().filter(|t| is_tcq4(source, t)).map(|t| t.name.clone()).collect();
+    if tensors.is_empty() && args.simulate_all {
+        let plan = Conversion::new(source, &PlanSettings { allow_requantize: true, ..PlanSettings::default() })?;
+        tensors = plan.tensors.iter().filter(|t| t.is_tcq4()).map(|t| t.name.clone()).collect();
+    }
+    if tensors.is_empty() {
+        return Err(EvalError::NothingToSimulate { path: args.model.clone() }.into());
+    }
+    let tensors = tensors.into_iter().map(|name| {
+        let permutation = permutations.remove(&name);
+        (name, permutation)
+    });
+    Ok(Simulation::new(path, session.codec(Encoder::Default)?, tensors))
 }
 
-fn against_file(session: &Session, args: &EvalArgs, subject: &Subject, path: &Path) -> Result<DataSet> {
+fn against_file(
+    session: &Session,
+    args: &EvalArgs,
+    subject: &Subject,
+    options: Options,
+    path: &Path,
+) -> Result<DataSet> {
     let mut reader = LogitsReader::open(path)?;
     let windows = windows_of_file(&reader, &subject.model, args.chunks.map(|n| n as usize))?;
     let reference = Reference::Logits(&mut reader);
-    let measured = measure(&subject.model, reference, &windows, options(session), &session.progress)?;
+    let measured = measure(&subject.model, reference, &windows, options, &session.progress)?;
     Ok(DataSet { text: path.to_path_buf(), measured })
 }
 
-fn over_texts(session: &Session, args: &EvalArgs, subject: &Subject) -> Result<Vec<DataSet>> {
+fn over_texts(session: &Session, args: &EvalArgs, subject: &Subject, options: &Options) -> Result<Vec<DataSet>> {
     let texts = data::evaluation(session, &args.text, &args.dataset, &args.data, &args.model)?;
     let reference = args.reference.as_deref().map(|path| Subject::open(session, path, args.ngl, false)).transpose()?;
     let cut = Cut { ctx: args.ctx, chunks: args.chunks.map(|n| n as usize), stride: args.stride };
@@ -107,11 +139,11 @@ fn over_texts(session: &Session, args: &EvalArgs, subject: &Subject) -> Result<V
         let windows = Windows::of(model, &text, cut)?;
         let measured = if let Some(reference) = &reference {
             check_same_tokens(model, &reference.model, &text, windows.tokens())?;
-            measure(model, Reference::Model(&reference.model), &windows, options(session), progress)?
+            measure(model, Reference::Model(&reference.model), &windows, options.clone(), progress)?
         } else {
             let perplexity = match &args.logits_out {
-                Some(output) => save(session, args, subject, &windows, output)?,
-                None => measure_alone(model, &windows, options(session), progress)?,
+                Some(output) => save(session, args, subject, &windows, options.clone(), output)?,
+                None => measure_alone(model, &windows, options.clone(), progress)?,
             };
             Measured { perplexity, divergence: None }
         };
@@ -125,12 +157,13 @@ fn save(
     args: &EvalArgs,
     subject: &Subject,
     windows: &Windows,
+    options: Options,
     path: &Path,
-) -> Result<crate::eval::Perplexity> {
+) -> Result<Perplexity> {
     let bytes = saved_shape(&subject.model, windows).bytes().unwrap_or(u64::MAX);
     session.progress.note(&format!("{} will have {}", path.display(), Bytes(bytes)));
     let output = LogitsOutput { path, force: args.force };
-    measure_and_save(&subject.model, windows, options(session), output, &session.progress)
+    measure_and_save(&subject.model, windows, options, output, &session.progress)
 }
 
 fn average(data_sets: &[DataSet]) -> Average {

@@ -16,7 +16,7 @@ use llama_cpp_sys_2 as sys;
 use super::hook::{Hook, on_node};
 use super::log;
 use crate::error::LlamaError;
-use crate::llama::{ContextOptions, Model, Observer};
+use crate::llama::{ContextOptions, Model, Watch};
 use crate::{Error, Result};
 
 /// `LlamaModel` is `repr(transparent)` over the pointer; if it ever is not, this stops the build.
@@ -70,6 +70,10 @@ impl RawModel {
     }
 }
 
+/// Whether a watched graph runs to its end, for the sake of its logits.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::llama) struct ToTheEnd(pub(in crate::llama) bool);
+
 /// A context, its batch and the hook that its callback works on.
 pub(in crate::llama) struct RawContext<'m> {
     context: NonNull<sys::llama_context>,
@@ -95,7 +99,7 @@ impl<'m> RawContext<'m> {
         let too_many =
             |_| LlamaError::Context { reason: format!("{} tokens are too many for one batch", options.batch) };
         let capacity = i32::try_from(options.batch.max(1)).map_err(too_many)?;
-        let hook = Box::into_raw(Box::new(Hook::new()));
+        let hook = Box::into_raw(Box::new(Hook::default()));
         let params = context_params(options, model.gpu_layers > 0, hook);
         log::forget();
         // SAFETY: the model is alive for 'm; the hook outlives the context (see Drop).
@@ -110,7 +114,8 @@ impl<'m> RawContext<'m> {
         Ok(Self { context, batch, capacity: capacity as usize, hook, model: PhantomData })
     }
 
-    /// Runs `tokens` at `position` and after, watched by `observer` if the context has a callback.
+    /// Runs `tokens` at `position` and after. If the context has a callback, `watch` takes part in the graph, of which there must be one only:
+    /// it is left early unless it is to run to its end.
     ///
     /// # Panics
     /// If there are more tokens than the batch holds.
@@ -119,7 +124,7 @@ impl<'m> RawContext<'m> {
         tokens: &[i32],
         position: usize,
         output: impl Fn(usize) -> bool,
-        observer: Option<&mut dyn Observer>,
+        watch: Option<(Watch<'_>, ToTheEnd)>,
     ) -> Result<()> {
         assert!(tokens.len() <= self.capacity, "the caller checks the batch size");
         for (i, &token) in tokens.iter().enumerate() {
@@ -134,9 +139,10 @@ impl<'m> RawContext<'m> {
         }
         self.batch.n_tokens = tokens.len() as i32;
         log::forget();
-        if let Some(observer) = observer {
+        if let Some((watch, ToTheEnd(to_the_end))) = watch {
+            let outputs = (0..tokens.len()).filter(|&i| output(i)).count();
             // SAFETY: no decode is running, so C++ does not use the hook now.
-            unsafe { &mut *self.hook }.arm(observer);
+            unsafe { &mut *self.hook }.arm(watch, (tokens.len(), outputs), to_the_end);
         }
         // SAFETY: context and batch are alive; the callback keeps panics on this side.
         let status = unsafe { sys::llama_decode(self.context.as_ptr(), self.batch) };
