@@ -146,13 +146,11 @@ fn why_no_steps(ground: &Ground<'_>, group: &Group, rows: &[f32]) -> Option<Stri
 fn group_steps(ground: &Ground<'_>, group: &Group) -> std::result::Result<(Vec<Measured>, u32), String> {
     let rows = ground.rows(group);
     let columns = group.input.columns as usize;
-    match why_no_steps(ground, group, &rows) {
-        Some(reason) => Err(reason),
-        None => {
-            let count = (rows.len() / columns) as u32;
-            Ok((steps(&rows, columns, ground.preparation(group), ground.job.settings.codec), count))
-        }
+    if let Some(reason) = why_no_steps(ground, group, &rows) {
+        return Err(reason);
     }
+    let count = (rows.len() / columns) as u32;
+    Ok((steps(&rows, columns, ground.preparation(group), ground.job.settings.codec), count))
 }
 
 fn groups(ground: &Ground<'_>, gaps: &mut Gaps, progress: &dyn Progress) -> Result<Vec<GroupRow>> {

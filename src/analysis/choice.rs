@@ -42,7 +42,7 @@ impl Choice {
         }
         let tensor = |name: &str| source.tensor(name).is_some() || source.tensor(&format!("{name}.weight")).is_some();
         let group = |name: &str| TensorName::parse(&format!("{name}.weight")).block.is_some_and(|b| known.contains(&b));
-        match names.iter().find(|name| !tensor(name) && !(group(name) && is_group_kind(name))) {
+        match names.iter().find(|name| !(tensor(name) || group(name) && is_group_kind(name))) {
             Some(name) => Err(Error::Usage {
                 message: format!("{path}: there is no tensor `{name}`"),
                 hint: Some("`tcq4 inspect --all` lists the tensors of a file".into()),

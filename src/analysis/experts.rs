@@ -1,9 +1,11 @@
 //! How evenly the calibration text was routed to the experts of a layer, and which of them saw too little.
 
+use std::collections::BTreeMap;
+
 use super::record::ExpertRow;
 use crate::calib::Statistics;
-use crate::gguf::Source;
-use crate::model::{Role, TensorName};
+use crate::gguf::{Source, TensorInfo};
+use crate::model::{Kind, Role, TensorName};
 
 /// What an expert must have seen.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -14,21 +16,24 @@ pub struct Threshold {
     pub share: Option<f64>,
 }
 
-/// One row for each layer with experts that the statistics know; stacks that read the same activation are counted once.
+/// One row for each layer with experts; of the stacks that read the same activation the first one that the statistics know is counted. A layer
+/// that they do not know has seen nothing.
 pub fn coverage(source: &Source, statistics: &Statistics, threshold: Threshold) -> Vec<ExpertRow> {
-    let mut rows: Vec<ExpertRow> = Vec::new();
+    let mut stacks: BTreeMap<u32, Vec<&TensorInfo>> = BTreeMap::new();
     for tensor in source.tensors() {
         let name = TensorName::parse(&tensor.name);
         let stack = matches!(name.role, Role::FfnGateExps | Role::FfnUpExps | Role::FfnGateUpExps | Role::FfnDownExps);
-        let (Some(layer), true, Some(entry)) = (name.block, stack, statistics.entries.get(&tensor.name)) else {
-            continue;
-        };
-        if !rows.iter().any(|row| row.layer == layer) {
-            rows.push(row(layer, &tensor.name, &entry.counts, threshold));
+        if let (Some(layer), true, Kind::Weight) = (name.block, stack, name.kind) {
+            stacks.entry(layer).or_default().push(tensor);
         }
     }
-    rows.sort_by_key(|row| row.layer);
-    rows
+    let one = |(layer, stacks): (u32, Vec<&TensorInfo>)| {
+        let known = stacks.iter().find_map(|tensor| Some((*tensor, statistics.entries.get(&tensor.name)?)));
+        let unseen = || (stacks[0], vec![0; stacks[0].matrices() as usize]);
+        let (tensor, counts) = known.map_or_else(unseen, |(tensor, entry)| (tensor, entry.counts.clone()));
+        row(layer, &tensor.name, &counts, threshold)
+    };
+    stacks.into_iter().map(one).collect()
 }
 
 /// The numbers of one layer.

@@ -274,3 +274,102 @@ fn normalized(values: &[f64]) -> Vec<f64> {
 fn descending_ranks(values: &[f64]) -> Vec<f64> {
     stats::ranks(values).into_iter().map(|rank| values.len() as f64 + 1.0 - rank).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn close(a: f32, b: f64) {
+        assert!((f64::from(a) - b).abs() <= 1e-5 * b.abs().max(1.0), "{a} is not {b}");
+    }
+
+    /// Four channels over four rows: alive, dead, dead and awake now and then (risky), the same with the largest weights (critical).
+    fn parts() -> Vec<Pre> {
+        let z = [[1.0, 2.0, 3.0, 4.0], [-9.0, -9.5, -10.0, -9.5], [-9.0, -9.0, 1.0, -9.0], [-9.0, -9.0, -9.0, 1.0]];
+        vec![Pre {
+            matrix: 0,
+            first: 0,
+            tokens: 4,
+            z: z.concat(),
+            weight_magnitude: vec![0.1, 0.2, 0.3, 0.8],
+            input_magnitude: 0.5,
+        }]
+    }
+
+    #[test]
+    fn dead_risky_and_critical_channels() {
+        let parts = parts();
+        let gate = Gate::new(&parts, Function::Silu, -3.0);
+        let row = gate.row("blk.5.ffn_gate.weight", 5, 4, 1);
+        assert_eq!((row.channels, row.negative_channels, row.dead_channels), (4, 3, 3));
+        assert_eq!((row.volatile_channels, row.risky_channels, row.critical_channels), (2, 2, 1));
+        close(row.high_weight, 0.425); // between .3 and .8
+        close(row.negative_share, 10.0 / 16.0);
+        close(row.below_tau_share, 10.0 / 16.0);
+        close(row.pre.mean, (10.0 - 38.0 - 26.0 - 26.0) / 16.0);
+        assert_eq!((row.pre.min, row.pre.max), (-10.0, 4.0));
+        let silu = |z: f64| z / (1.0 + (-z).exp());
+        let (mut before, mut after) = (0.0, 0.0);
+        for &z in &parts[0].z[4..] {
+            before += f64::from(z).abs();
+            after += silu(f64::from(z)).abs();
+        }
+        close(row.suppression.unwrap(), after / before);
+        close(row.post.unwrap().max, silu(4.0));
+    }
+
+    #[test]
+    fn importances_by_the_formula() {
+        let parts = parts();
+        let gate = Gate::new(&parts, Function::Silu, -3.0);
+        let table = gate.detail("t", 10, Vec::new()).channels;
+        assert_eq!((table.total, table.channel.as_slice(), table.matrix.len()), (4, [0, 1, 2, 3].as_slice(), 0));
+        for (i, z) in parts[0].z.chunks(4).enumerate() {
+            let z: Vec<f64> = z.iter().map(|&z| f64::from(z)).collect();
+            let mean = z.iter().sum::<f64>() / 4.0;
+            let std = (z.iter().map(|z| (z - mean).powi(2)).sum::<f64>() / 4.0).sqrt();
+            let noise = 0.5 * f64::from(parts[0].weight_magnitude[i]) * 0.2;
+            let risk = 1.0 / (1.0 + (-3.0 * (mean + 3.0 * std + noise + 3.0)).exp());
+            let magnitude = z.iter().map(|z| z.abs()).sum::<f64>() / 4.0 + std;
+            close(table.praq_importance[i], risk * magnitude);
+            close(table.awq_importance[i], magnitude - std);
+            close(table.mean[i], mean);
+            close(table.std[i], std);
+        }
+        assert_eq!(table.awq_rank, [4.0, 1.0, 2.5, 2.5]);
+        assert_eq!((table.awq_normalized[0], table.awq_normalized[1]), (0.0, 1.0));
+        assert_eq!(table.flags, [0, 1, 3, 7]);
+        assert_eq!((table.p50[0], table.p25[0], table.dead_ratio[2]), (2.5, 1.75, 0.75));
+    }
+
+    #[test]
+    fn only_the_most_important_channels_are_listed() {
+        let parts = parts();
+        let table = Gate::new(&parts, Function::Silu, -3.0).detail("t", 2, Vec::new()).channels;
+        assert_eq!((table.channel.as_slice(), table.total), ([2, 3].as_slice(), 4));
+        let salient = Gate::new(&parts, Function::Silu, -3.0).salient(1)[0].1;
+        assert_eq!(salient, 1);
+    }
+
+    #[test]
+    fn an_unknown_function_says_nothing_about_what_comes_after() {
+        let parts = parts();
+        let gate = Gate::new(&parts, Function::Unknown, -3.0);
+        let row = gate.row("t", 0, 4, 1);
+        assert_eq!((row.post, row.suppression, row.function.as_str()), (None, None, "unknown"));
+        assert!(gate.detail("t", 1, Vec::new()).post.is_none());
+        assert!(Gate::new(&[], Function::Silu, -3.0).is_empty());
+    }
+
+    #[test]
+    fn functions() {
+        assert_eq!(Function::of("llama"), Function::Silu);
+        assert_eq!(Function::of("gemma2"), Function::Gelu);
+        assert_eq!(Function::of("mamba"), Function::Unknown);
+        close(Function::Silu.apply(1.0).unwrap(), 0.731_058_578_630_005);
+        close(Function::Gelu.apply(1.0).unwrap(), 0.841_191_990_607_477);
+        assert_eq!(Function::ReluSquared.apply(-2.0), Some(0.0));
+        assert_eq!(Function::ReluSquared.apply(3.0), Some(9.0));
+        assert_eq!(Function::Unknown.apply(1.0), None);
+    }
+}

@@ -19,7 +19,9 @@ pub fn saliency(matrix: u32, channel: u32, z: &[f32], x: &[f32], weights: &[f32]
         let slope = silu_slope(f64::from(z));
         row.iter().zip(&mut sums).for_each(|(&x, sum)| *sum += (slope * f64::from(x)).powi(2));
     }
-    sums.iter_mut().for_each(|sum| *sum /= z.len().max(1) as f64);
+    for sum in &mut sums {
+        *sum /= z.len().max(1) as f64;
+    }
     sums.sort_by(|a, b| b.total_cmp(a));
     let range = |pick: fn(f32, f32) -> f32| weights.iter().copied().reduce(pick).unwrap_or(0.0);
     SaliencyRow {

@@ -7,7 +7,7 @@ use super::sample::{Extent, rows_of};
 use super::steps::Preparation;
 use crate::calib::Statistics;
 use crate::convert::{Conversion, PlannedTensor, Reason, is_tcq4, recorded_transforms};
-use crate::error::Result;
+use crate::error::{ConvertError, Error, Result};
 use crate::gguf::{GgmlType, Source, TensorInfo};
 use crate::model::{Arch, InputGroup, Shape, TensorName, groups};
 use crate::quant::{GroupOutcome, Settings, Transform, prepare};
@@ -69,8 +69,7 @@ impl<'a> Ground<'a> {
         let shapes = job.source.tensors().iter().map(|tensor| Shape { name: &tensor.name, dims: &tensor.dims });
         let all = groups(shapes, &arch);
         let (transforms, outcomes, notices, tcq4) = if let Some(file) = job.converted {
-            let tcq4 = file.tensors().iter().filter(|t| is_tcq4(file, t)).map(|t| t.name.clone()).collect();
-            (recorded_transforms(file)?, Vec::new(), Vec::new(), tcq4)
+            (recorded_transforms(file)?, Vec::new(), Vec::new(), tcq4_tensors(file, job.source)?)
         } else {
             let read = |tensor: &_, first, out: &mut [f32]| crate::convert::read_rows(job.source, tensor, first, out);
             let prepared = prepare(job.source, &read, job.statistics, job.settings, progress)?;
@@ -144,7 +143,7 @@ impl<'a> Ground<'a> {
     /// Sample rows of a group, of all experts alike; empty if there are none.
     pub(super) fn rows(&self, group: &Group) -> Vec<f32> {
         let of = |name: &String| rows_of(self.job.statistics, name, None, self.extent.sample_rows);
-        let right = |rows: &Vec<f32>| !rows.is_empty() && rows.len() as u64 % group.input.columns == 0;
+        let right = |rows: &Vec<f32>| !rows.is_empty() && (rows.len() as u64).is_multiple_of(group.input.columns);
         group.tensors.iter().map(of).find(right).unwrap_or_default()
     }
 
@@ -169,6 +168,32 @@ impl<'a> Ground<'a> {
     /// Reads rows of the model's own weights.
     pub(super) fn read(&self, tensor: &TensorInfo, first: u64, out: &mut [f32]) -> Result<()> {
         crate::convert::read_rows(self.job.source, tensor, first, out)
+    }
+}
+
+/// The TCQ4 tensors of a converted file.
+///
+/// # Errors
+/// A file without any, or with one that the source lacks.
+fn tcq4_tensors(file: &Source, source: &Source) -> Result<BTreeSet<String>> {
+    let names: BTreeSet<String> =
+        file.tensors().iter().filter(|tensor| is_tcq4(file, tensor)).map(|tensor| tensor.name.clone()).collect();
+    if names.is_empty() {
+        return Err(Error::Usage {
+            message: format!("{}: no tensor of this file is TCQ4", file.path().display()),
+            hint: Some("the converted file is what `tcq4 convert` or `tcq4 quantize` wrote".into()),
+        });
+    }
+    match names.iter().find(|name| source.tensor(name).is_none()) {
+        Some(name) => Err(ConvertError::AnotherModel {
+            path: source.path().to_path_buf(),
+            other: file.path().to_path_buf(),
+            tensor: name.clone(),
+            expected: "a tensor of this name".into(),
+            found: "no such tensor".into(),
+        }
+        .into()),
+        None => Ok(names),
     }
 }
 

@@ -102,25 +102,20 @@ impl<'a> Stripes<'a> {
         let columns = self.tensor.columns() as usize;
         let mut rotated = vec![0.0; columns * TILE_ROWS];
         read_transformed(self.source, self.tensor, self.transform, first, &mut rotated)?;
-        let tiles = match &self.encoded {
-            Some(encoded) => {
-                self.codec.fwht(&mut rotated);
-                encoded.stripe(first)?
-            }
-            None => {
-                let mut tiles = vec![Tile::zeroed(); columns / CHUNK];
-                let run = RowRun {
-                    source: self.source,
-                    tensor: self.tensor,
-                    transform: Some(self.transform),
-                    to: GgmlType::TCQ4_K32,
-                    first,
-                    rows: TILE_ROWS as u64,
-                };
-                self.codec.encode_rows(&mut rotated, columns, &mut tiles).map_err(|e| run.defect(&e, 0))?;
-                tiles
-            }
+        if let Some(encoded) = &self.encoded {
+            self.codec.fwht(&mut rotated);
+            return Ok(Stripe { rotated, tiles: encoded.stripe(first)? });
+        }
+        let mut tiles = vec![Tile::zeroed(); columns / CHUNK];
+        let run = RowRun {
+            source: self.source,
+            tensor: self.tensor,
+            transform: Some(self.transform),
+            to: GgmlType::TCQ4_K32,
+            first,
+            rows: TILE_ROWS as u64,
         };
+        self.codec.encode_rows(&mut rotated, columns, &mut tiles).map_err(|e| run.defect(&e, 0))?;
         Ok(Stripe { rotated, tiles })
     }
 }

@@ -24,9 +24,9 @@ pub use options::{ContextOptions, Logits, ModelOptions};
 #[cfg(feature = "llama")]
 pub use {
     context::Context,
-    ggml::{about, dequantize_rows, quantize_rows, simd_summary},
+    ggml::{about, dequantize_rows, knows_tcq4, quantize_rows, simd_summary},
     model::Model,
 };
 
 #[cfg(not(feature = "llama"))]
-pub use stub::{Context, Model, about, dequantize_rows, quantize_rows, simd_summary};
+pub use stub::{Context, Model, about, dequantize_rows, knows_tcq4, quantize_rows, simd_summary};

@@ -94,6 +94,11 @@ pub fn dequantize_rows(_ty: u32, _src: &[u8], _columns: usize, _dst: &mut [f32])
     refuse("reading this tensor type")
 }
 
+/// No: there is no llama.cpp.
+pub fn knows_tcq4() -> bool {
+    false
+}
+
 /// Says that there is no llama.cpp.
 pub fn simd_summary() -> String {
     "llama.cpp: not built in".into()

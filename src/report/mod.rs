@@ -2,6 +2,7 @@
 
 pub mod analysis;
 pub mod html;
+pub mod markdown;
 pub mod page;
 pub mod plot;
 pub mod png;

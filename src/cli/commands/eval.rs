@@ -1,40 +1,150 @@
-//! `tcq4 eval`: perplexity of a model on a text.
+//! `tcq4 eval`: perplexity of a model on texts, and its divergence from a reference.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::eval_text;
 use super::subject::Subject;
 use crate::cli::args::EvalArgs;
 use crate::cli::{Outcome, Session};
 use crate::corpus::Corpus;
-use crate::eval::{Perplexity, PerplexityOptions, perplexity};
+use crate::error::{Error, Result};
+use crate::eval::{
+    Cut, Estimate, LogitsOutput, LogitsReader, Measured, Options, Reference, Windows, check_same_tokens, measure,
+    measure_alone, measure_and_save, saved_shape, windows_of_file,
+};
+use crate::util::atomic_file::check_target;
+use crate::util::progress::Progress;
+use crate::util::units::Bytes;
+
+/// What was measured on one text.
+#[derive(Serialize)]
+pub(super) struct DataSet {
+    pub(super) text: PathBuf,
+    #[serde(flatten)]
+    pub(super) measured: Measured,
+}
+
+/// Plain means over the texts.
+#[derive(Serialize)]
+pub(super) struct Average {
+    pub(super) perplexity: f64,
+    pub(super) error: f64,
+    pub(super) kld: Option<Estimate>,
+    pub(super) same_top: Option<Estimate>,
+    pub(super) p_diff_rms: Option<Estimate>,
+}
 
 #[derive(Serialize)]
-struct Record<'a> {
-    model: &'a Path,
-    text: &'a Path,
+pub(super) struct Record<'a> {
+    pub(super) model: &'a Path,
     /// Whether TCQ4 tensors were decoded into a temporary copy.
-    decoded: bool,
+    pub(super) decoded: bool,
+    /// The model or the file of log-probabilities that was compared with.
+    pub(super) reference: Option<&'a Path>,
+    /// The file of log-probabilities that was written.
+    pub(super) logits_out: Option<&'a Path>,
     #[serde(flatten)]
-    details: &'a Perplexity,
+    pub(super) average: Average,
+    pub(super) data_sets: Vec<DataSet>,
 }
 
 pub(in crate::cli) fn run(session: &Session, args: &EvalArgs) -> Outcome {
-    let corpus = Corpus::read(std::slice::from_ref(&args.text))?;
-    let subject = Subject::open(session, &args.model, args.ngl)?;
-    let options =
-        PerplexityOptions { ctx: args.ctx, chunks: args.chunks.map(|n| n as usize), threads: session.threads() };
-    let result = perplexity(&subject.model, &corpus.text, &options, &session.progress)?;
-    session.printer.text(&format!(
-        "{}: perplexity {:.4} ± {:.4} ({} chunks of {} tokens)",
-        args.model.display(),
-        result.value,
-        result.error,
-        result.chunks,
-        result.ctx
-    ));
-    let record = Record { model: &args.model, text: &args.text, decoded: subject.decoded, details: &result };
+    check(args)?;
+    let subject = Subject::open(session, &args.model, args.ngl, false)?;
+    let data_sets = match &args.logits {
+        Some(path) => vec![against_file(session, args, &subject, path)?],
+        None => over_texts(session, args, &subject)?,
+    };
+    let record = Record {
+        model: &args.model,
+        decoded: subject.decoded,
+        reference: args.reference.as_deref().or(args.logits.as_deref()),
+        logits_out: args.logits_out.as_deref(),
+        average: average(&data_sets),
+        data_sets,
+    };
+    session.printer.text(&eval_text::render(&record));
     session.printer.record("eval", record);
     Ok(0)
+}
+
+/// Refuses what can be refused before a model is loaded.
+fn check(args: &EvalArgs) -> Result<()> {
+    let usage = |message: String, hint: &str| Error::Usage { message, hint: Some(hint.into()) };
+    if args.stride.is_some_and(|stride| stride >= args.ctx) {
+        let message = format!("--stride is not smaller than the window of --ctx {}", args.ctx);
+        return Err(usage(message, "half of --ctx is usual"));
+    }
+    if let Some(path) = &args.logits_out {
+        if args.text.len() > 1 {
+            return Err(usage("--logits-out takes one text".into(), "run `tcq4 eval` once for each text"));
+        }
+        check_target(path, args.force, &[&args.model])?;
+    }
+    Ok(())
+}
+
+fn options(session: &Session) -> Options {
+    Options { threads: session.threads() }
+}
+
+fn against_file(session: &Session, args: &EvalArgs, subject: &Subject, path: &Path) -> Result<DataSet> {
+    let mut reader = LogitsReader::open(path)?;
+    let windows = windows_of_file(&reader, &subject.model, args.chunks.map(|n| n as usize))?;
+    let reference = Reference::Logits(&mut reader);
+    let measured = measure(&subject.model, reference, &windows, options(session), &session.progress)?;
+    Ok(DataSet { text: path.to_path_buf(), measured })
+}
+
+fn over_texts(session: &Session, args: &EvalArgs, subject: &Subject) -> Result<Vec<DataSet>> {
+    let texts = args.text.iter().map(|path| Ok((path, Corpus::read(std::slice::from_ref(path))?.text)));
+    let texts = texts.collect::<Result<Vec<_>>>()?;
+    let reference = args.reference.as_deref().map(|path| Subject::open(session, path, args.ngl, false)).transpose()?;
+    let cut = Cut { ctx: args.ctx, chunks: args.chunks.map(|n| n as usize), stride: args.stride };
+    let (model, progress) = (&subject.model, &session.progress);
+    let one = |(path, text): (&PathBuf, String)| {
+        let windows = Windows::new(model, &text, cut)?;
+        let measured = if let Some(reference) = &reference {
+            check_same_tokens(model, &reference.model, &text, windows.tokens())?;
+            measure(model, Reference::Model(&reference.model), &windows, options(session), progress)?
+        } else {
+            let perplexity = match &args.logits_out {
+                Some(output) => save(session, args, subject, &windows, output)?,
+                None => measure_alone(model, &windows, options(session), progress)?,
+            };
+            Measured { perplexity, divergence: None }
+        };
+        Ok(DataSet { text: path.clone(), measured })
+    };
+    texts.into_iter().map(one).collect()
+}
+
+fn save(
+    session: &Session,
+    args: &EvalArgs,
+    subject: &Subject,
+    windows: &Windows,
+    path: &Path,
+) -> Result<crate::eval::Perplexity> {
+    let bytes = saved_shape(&subject.model, windows).bytes().unwrap_or(u64::MAX);
+    session.progress.note(&format!("{} will have {}", path.display(), Bytes(bytes)));
+    let output = LogitsOutput { path, force: args.force };
+    measure_and_save(&subject.model, windows, options(session), output, &session.progress)
+}
+
+fn average(data_sets: &[DataSet]) -> Average {
+    let mean = |pick: &dyn Fn(&DataSet) -> Option<Estimate>| {
+        let all: Option<Vec<Estimate>> = data_sets.iter().map(pick).collect();
+        all.and_then(|all| Estimate::mean(&all))
+    };
+    let perplexity = mean(&|set| Some(set.measured.perplexity.estimate())).unwrap_or_default();
+    Average {
+        perplexity: perplexity.value,
+        error: perplexity.error,
+        kld: mean(&|set| Some(set.measured.divergence.as_ref()?.kld)),
+        same_top: mean(&|set| Some(set.measured.divergence.as_ref()?.same_top)),
+        p_diff_rms: mean(&|set| Some(set.measured.divergence.as_ref()?.p_diff_rms)),
+    }
 }

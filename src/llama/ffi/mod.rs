@@ -7,4 +7,4 @@ mod runtime;
 mod types;
 
 pub(super) use runtime::{RawContext, RawModel};
-pub(super) use types::{about, dequantize, quantize, system_info};
+pub(super) use types::{dequantize, knows_tcq4, quantize, system_info, version};

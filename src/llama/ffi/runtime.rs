@@ -1,16 +1,16 @@
 //! Models and contexts by their raw pointers: created, used and freed here. The model comes from llama-cpp-2; the context cannot,
 //! because that crate has no way to set the graph-eval callback.
 
-use std::ffi::c_void;
+use std::ffi::{CString, c_void};
 use std::fmt;
 use std::marker::PhantomData;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use llama_cpp_2::llama_backend::LlamaBackend;
 use llama_cpp_2::model::LlamaModel;
-use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_sys_2 as sys;
 
 use super::hook::{Hook, on_node};
@@ -48,14 +48,15 @@ impl RawModel {
         }
         let _one = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
         log::forget();
-        let params = LlamaModelParams::default().with_n_gpu_layers(gpu_layers);
-        LlamaModel::load_from_file(backend, path, &params).map(Self).map_err(|error| {
-            let reason = match error {
-                llama_cpp_2::LlamaModelLoadError::NullResult => log::reason(),
-                other => other.to_string(),
-            };
-            LlamaError::Load { path: path.to_path_buf(), reason }.into()
-        })
+        let missing = || LlamaError::Load { path: path.to_path_buf(), reason: "its path has a NUL".into() };
+        let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| missing())?;
+        // SAFETY: a NUL-terminated name and parameters from the defaults; the backend is initialised.
+        let model = unsafe { sys::llama_model_load_from_file(name.as_ptr(), model_params(gpu_layers)) };
+        let Some(model) = NonNull::new(model) else {
+            return Err(LlamaError::Load { path: path.to_path_buf(), reason: log::reason() }.into());
+        };
+        // SAFETY: `repr(transparent)` over a non-null pointer to the model (its size is asserted above), which it frees when dropped.
+        Ok(Self(unsafe { std::mem::transmute::<NonNull<sys::llama_model>, LlamaModel>(model) }))
     }
 
     /// The safe wrapper, for everything that it can do.
@@ -172,6 +173,15 @@ impl Drop for RawContext<'_> {
             drop(Box::from_raw(self.hook));
         }
     }
+}
+
+fn model_params(gpu_layers: u32) -> sys::llama_model_params {
+    // SAFETY: pure functions, one that returns a struct by value.
+    let (mut params, amx) = unsafe { (sys::llama_model_default_params(), sys::ggml_cpu_has_amx_int8() != 0) };
+    params.n_gpu_layers = i32::try_from(gpu_layers).unwrap_or(i32::MAX);
+    // Compilers may drop what ggml stores for `ldtilecfg` (GCC 12 does: its header names 8 of the 64 bytes as read), which then faults.
+    params.use_extra_bufts = !amx;
+    params
 }
 
 fn context_params(options: &ContextOptions, gpu: bool, hook: *mut Hook) -> sys::llama_context_params {

@@ -10,7 +10,9 @@ pub fn ranks(values: &[f64]) -> Vec<f64> {
     let mut before = 0;
     for ties in order.chunk_by(|&a, &b| values[a] == values[b]) {
         let rank = f64::from(before) + (ties.len() + 1) as f64 / 2.0;
-        ties.iter().for_each(|&at| ranks[at] = rank);
+        for &at in ties {
+            ranks[at] = rank;
+        }
         before += ties.len() as u32;
     }
     ranks

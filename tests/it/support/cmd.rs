@@ -15,7 +15,6 @@ pub fn fixture(name: &str) -> PathBuf {
 }
 
 /// What a run of the binary left behind.
-#[cfg_attr(not(feature = "llama"), expect(dead_code, reason = "the tests that look closer need llama.cpp"))]
 pub struct Done {
     pub code: Option<i32>,
     pub stdout: String,

@@ -2,6 +2,7 @@
 
 pub mod alloc;
 pub mod cmd;
+pub mod evidence;
 pub mod mount;
 pub mod raw;
 pub mod tiny_model;
