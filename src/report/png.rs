@@ -5,7 +5,11 @@ use crate::error::{ReportError, Result};
 /// Whether this build can write PNG.
 pub const AVAILABLE: bool = cfg!(feature = "png");
 
-/// Renders an SVG document at its own size; `name` is used in errors.
+/// Pixels for each CSS pixel: sharp on dense screens and in print, at a quarter of the bytes of the SVG's own units.
+#[cfg(feature = "png")]
+const PIXELS: f32 = 2.0;
+
+/// Renders an SVG document of [`super::plot::UNITS`]; `name` is used in errors.
 ///
 /// # Errors
 /// [`ReportError::Png`] where the SVG cannot be read or is too large, or where this build has no PNG.
@@ -16,10 +20,10 @@ pub fn png(name: &str, svg: &str) -> Result<Vec<u8>> {
     let refused = |reason: String| ReportError::Png { name: name.to_owned(), reason };
     let options = usvg::Options { fontdb: fonts(), ..usvg::Options::default() };
     let tree = usvg::Tree::from_str(svg, &options).map_err(|error| refused(error.to_string()))?;
-    let size = tree.size().to_int_size();
-    let mut pixels = tiny_skia::Pixmap::new(size.width(), size.height())
-        .ok_or_else(|| refused(format!("{} × {} pixels", size.width(), size.height())))?;
-    resvg::render(&tree, tiny_skia::Transform::default(), &mut pixels.as_mut());
+    let scale = PIXELS / super::plot::UNITS as f32;
+    let [width, height] = [tree.size().width(), tree.size().height()].map(|side| (side * scale).ceil() as u32);
+    let mut pixels = tiny_skia::Pixmap::new(width, height).ok_or_else(|| refused(format!("{width} × {height} pixels")))?;
+    resvg::render(&tree, tiny_skia::Transform::from_scale(scale, scale), &mut pixels.as_mut());
     Ok(pixels.encode_png().map_err(|error| refused(error.to_string()))?)
 }
 
