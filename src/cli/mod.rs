@@ -83,6 +83,7 @@ fn dispatch(session: &Session, command: Command) -> Outcome {
         Command::Verify(args) => commands::verify::run(session, &args),
         Command::Diff(args) => commands::diff::run(session, &args),
         Command::Eval(args) => commands::eval::run(session, &args),
+        Command::Export(args) => commands::export::run(session, &args),
         Command::Compare(args) => commands::compare::run(session, &args),
     }
 }

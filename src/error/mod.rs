@@ -4,6 +4,7 @@
 
 mod compare;
 mod convert;
+mod export;
 mod gguf;
 mod llama;
 mod model;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 pub use compare::CompareError;
 pub use convert::ConvertError;
+pub use export::ExportError;
 pub use gguf::GgufError;
 pub use llama::LlamaError;
 pub use model::ModelError;
@@ -79,6 +81,9 @@ pub enum Error {
     /// Models cannot be compared.
     #[error(transparent)]
     Compare(#[from] CompareError),
+    /// Numbers about a model cannot be exported.
+    #[error(transparent)]
+    Export(#[from] ExportError),
     /// llama.cpp refused something.
     #[error(transparent)]
     Llama(#[from] LlamaError),
@@ -113,6 +118,7 @@ impl Error {
             Error::Model(error) => error.class(),
             Error::Convert(error) => error.class(),
             Error::Compare(error) => error.class(),
+            Error::Export(error) => error.class(),
             Error::Llama(error) => error.class(),
             Error::Usage { .. } => Class::Usage,
             Error::Interrupted => Class::Interrupted,
@@ -135,6 +141,7 @@ impl Error {
             Error::Model(error) => error.hint(),
             Error::Convert(error) => error.hint(),
             Error::Compare(error) => error.hint(),
+            Error::Export(error) => error.hint(),
             Error::Llama(error) => error.hint(),
             Error::Usage { hint, .. } => hint.clone(),
             Error::Interrupted => None,

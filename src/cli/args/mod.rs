@@ -1,6 +1,7 @@
 //! The command line as the user types it. Nothing is looked up or opened here; `settings.rs` resolves what is left open.
 
 mod evaluate;
+mod export;
 mod look;
 mod produce;
 mod shared;
@@ -8,6 +9,7 @@ mod shared;
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use self::evaluate::{CompareArgs, EvalArgs};
+pub(crate) use self::export::{ChannelsArgs, ExportArgs, ExportWhat, RangesArgs, RowArgs, ScalesFromArgs};
 pub(crate) use self::look::{DiffArgs, InspectArgs, VerifyArgs};
 pub(crate) use self::produce::{CalibrateArgs, ConvertArgs, DequantizeArgs, PermsArgs, QuantizeArgs};
 pub(crate) use self::shared::{CalibrationArgs, MethodArgs, OutputArgs, PermsOutputArgs, ProductionArgs, TypeArgs};
@@ -67,6 +69,8 @@ pub(crate) enum Command {
     Diff(DiffArgs),
     /// Measure the perplexity of a model on a text
     Eval(EvalArgs),
+    /// Write numbers for other programs: rows of weights, channels, activation ranges, scales
+    Export(ExportArgs),
     /// Compare models on texts: paired differences of their perplexities, with intervals
     Compare(CompareArgs),
 }

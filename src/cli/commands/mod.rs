@@ -7,6 +7,8 @@ pub(super) mod convert;
 pub(super) mod dequantize;
 pub(super) mod diff;
 pub(super) mod eval;
+pub(super) mod export;
+mod export_row;
 pub(super) mod inspect;
 pub(super) mod perms;
 mod plan_text;
