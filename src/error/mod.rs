@@ -7,6 +7,7 @@ mod compare;
 mod convert;
 mod corpus;
 mod eval;
+mod export;
 mod gguf;
 mod llama;
 mod model;
@@ -20,6 +21,7 @@ pub use compare::CompareError;
 pub use convert::ConvertError;
 pub use corpus::CorpusError;
 pub use eval::EvalError;
+pub use export::ExportError;
 pub use gguf::GgufError;
 pub use llama::LlamaError;
 pub use model::ModelError;
@@ -96,6 +98,9 @@ pub enum Error {
     /// An analysis found what it was asked to fail on.
     #[error(transparent)]
     Analysis(#[from] AnalysisError),
+    /// Numbers about a model cannot be exported.
+    #[error(transparent)]
+    Export(#[from] ExportError),
     /// llama.cpp refused something.
     #[error(transparent)]
     Llama(#[from] LlamaError),
@@ -136,6 +141,7 @@ impl Error {
             Error::Corpus(error) => error.class(),
             Error::Compare(error) => error.class(),
             Error::Analysis(error) => error.class(),
+            Error::Export(error) => error.class(),
             Error::Llama(error) => error.class(),
             Error::Report(error) => error.class(),
             Error::Usage { .. } => Class::Usage,
@@ -162,6 +168,7 @@ impl Error {
             Error::Corpus(error) => error.hint(),
             Error::Compare(error) => error.hint(),
             Error::Analysis(error) => error.hint(),
+            Error::Export(error) => error.hint(),
             Error::Llama(error) => error.hint(),
             Error::Report(error) => error.hint(),
             Error::Usage { hint, .. } => hint.clone(),

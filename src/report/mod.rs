@@ -1,8 +1,10 @@
 //! Views of results for people: pages, pictures and tables as bytes. Nothing here measures anything or writes a file.
 
 pub mod analysis;
+pub mod csv;
 pub mod html;
 pub mod markdown;
+pub mod npz;
 pub mod page;
 pub mod plot;
 pub mod png;

@@ -12,6 +12,7 @@ mod cli_calibration;
 #[cfg(feature = "llama")]
 mod cli_compare;
 mod cli_errors;
+mod cli_export;
 mod cli_outputs;
 mod convert;
 #[cfg(feature = "llama")]

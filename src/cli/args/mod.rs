@@ -3,6 +3,7 @@
 mod analyze;
 mod datasets;
 mod evaluate;
+mod export;
 mod look;
 mod produce;
 mod shared;
@@ -12,6 +13,7 @@ use clap::{Args, Parser, Subcommand};
 pub(crate) use self::analyze::{AnalyzeArgs, LookArgs};
 pub(crate) use self::datasets::{DatasetsArgs, DatasetsCommand};
 pub(crate) use self::evaluate::{CompareArgs, EvalArgs};
+pub(crate) use self::export::{ChannelsArgs, ExportArgs, ExportWhat, RangesArgs, RowArgs, ScalesFromArgs};
 pub(crate) use self::look::{DiffArgs, InspectArgs, VerifyArgs};
 pub(crate) use self::produce::{CalibrateArgs, ConvertArgs, DequantizeArgs, PermsArgs, QuantizeArgs};
 pub(crate) use self::shared::{
@@ -75,6 +77,8 @@ pub(crate) enum Command {
     Eval(EvalArgs),
     /// List the data sets that have names, or fetch them
     Datasets(DatasetsArgs),
+    /// Write numbers for other programs: rows of weights, channels, activation ranges, scales
+    Export(ExportArgs),
     /// Compare models on texts: paired differences of their perplexities, with intervals
     Compare(CompareArgs),
     /// Show what quantisation does to a model, layer by layer

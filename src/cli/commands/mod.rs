@@ -11,6 +11,8 @@ pub(super) mod dequantize;
 pub(super) mod diff;
 pub(super) mod eval;
 mod eval_text;
+pub(super) mod export;
+mod export_row;
 pub(super) mod inspect;
 pub(super) mod perms;
 mod plan_text;
