@@ -13,6 +13,8 @@ mod cli_errors;
 mod cli_outputs;
 mod convert;
 mod determinism;
+#[cfg(feature = "llama")]
+mod eval;
 mod gguf;
 mod gguf_hostile;
 mod gguf_mutants;
@@ -24,6 +26,8 @@ mod llama;
 mod model;
 mod prepare;
 mod quant;
+#[cfg(feature = "llama")]
+mod rewrite;
 mod safety;
 mod support;
 mod tiny_forward;
