@@ -20,6 +20,8 @@ mod corpus;
 #[cfg(feature = "download")]
 mod corpus_http;
 mod determinism;
+#[cfg(feature = "llama")]
+mod eval;
 mod gguf;
 mod gguf_hostile;
 mod gguf_mutants;
@@ -31,6 +33,8 @@ mod llama;
 mod model;
 mod prepare;
 mod quant;
+#[cfg(feature = "llama")]
+mod rewrite;
 mod safety;
 mod support;
 mod tiny_forward;

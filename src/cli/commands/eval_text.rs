@@ -5,7 +5,7 @@ use crate::cli::table::Table;
 use crate::eval::{Divergence, Estimate, Perplexity};
 
 pub(super) fn render(record: &Record<'_>) -> String {
-    let model = record.model.display();
+    let model = subject(record);
     let mut parts: Vec<String> = Vec::new();
     match record.data_sets.as_slice() {
         [one] if one.measured.divergence.is_none() => {
@@ -21,6 +21,12 @@ pub(super) fn render(record: &Record<'_>) -> String {
         }
     }
     parts.join("\n\n")
+}
+
+/// The model, and how its activations were rounded.
+fn subject(record: &Record<'_>) -> String {
+    let rounded = record.simulate.map(|path| format!(" with {path} activations"));
+    format!("{}{}", record.model.display(), rounded.unwrap_or_default())
 }
 
 fn estimate(estimate: Estimate, digits: usize) -> String {
@@ -50,7 +56,7 @@ fn block(record: &Record<'_>, set: &DataSet) -> Option<String> {
     };
     let head = format!(
         "{} against {reference}{text}: {}, {} tokens scored",
-        record.model.display(),
+        subject(record),
         cut(perplexity),
         perplexity.tokens
     );
@@ -111,7 +117,7 @@ fn table(record: &Record<'_>) -> String {
         row.extend(compared_cells(kld, same_top, p_diff_rms));
     }
     table.row(row);
-    format!("{}\n{}", record.model.display(), table.render())
+    format!("{}\n{}", subject(record), table.render())
 }
 
 fn compared_cells(kld: Estimate, same_top: Estimate, p_diff_rms: Estimate) -> [String; 3] {
