@@ -28,6 +28,8 @@ pub mod inspect;
 // floor 9
 pub mod analysis;
 // floor 10
+pub mod report;
+// floor 11
 pub mod cli;
 
 pub use error::{Class, Error, Result};

@@ -16,6 +16,7 @@ mod verify;
 
 pub use dequantize::{Dequantized, dequantize};
 pub use encode::read_rows;
+pub use keys::permutations;
 pub use metadata::{CalibrationValue, Provenance, output_metadata};
 pub use plan::{Conversion, PlanSettings, PlannedTensor, Reason, TypeRule, is_tcq4};
 pub use run::{Converted, Job, Target, TensorLoss, convert};

@@ -147,9 +147,20 @@ fn records_are_pure_json_and_complete() {
         "tensors",
     ];
     fields("inspect out.gguf --json", "inspect", &summary);
-    let calibration = ["output", "stats", "permutations", "chunks", "chunk_size"];
+    let calibration = ["output", "stats", "permutations", "chunks", "chunk_size", "text"];
     fields("calibrate -m MODEL -o c.json -c EVALUATION -n 1 --ctx 32 --json", "calibrate", &calibration);
-    let measured = ["model", "text", "decoded", "perplexity", "error", "nll", "tokens", "chunks", "ctx", "running"];
+    let measured = [
+        "model",
+        "decoded",
+        "reference",
+        "logits_out",
+        "perplexity",
+        "error",
+        "kld",
+        "same_top",
+        "p_diff_rms",
+        "data_sets",
+    ];
     fields("eval out.gguf -f EVALUATION --ctx 32 --chunks 2 --json", "eval", &measured);
 }
 

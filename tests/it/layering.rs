@@ -16,6 +16,7 @@ const FLOORS: &[&[&str]] = &[
     &["quant"],
     &["convert", "eval", "inspect"],
     &["analysis"],
+    &["report"],
     &["cli"],
 ];
 

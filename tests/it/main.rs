@@ -9,10 +9,19 @@ mod cli;
 mod cli_analyze;
 #[cfg(feature = "llama")]
 mod cli_calibration;
+#[cfg(feature = "llama")]
+mod cli_compare;
 mod cli_errors;
+mod cli_export;
 mod cli_outputs;
 mod convert;
+#[cfg(feature = "llama")]
+mod corpus;
+#[cfg(feature = "download")]
+mod corpus_http;
 mod determinism;
+#[cfg(feature = "llama")]
+mod eval;
 mod gguf;
 mod gguf_hostile;
 mod gguf_mutants;
@@ -24,6 +33,8 @@ mod llama;
 mod model;
 mod prepare;
 mod quant;
+#[cfg(feature = "llama")]
+mod rewrite;
 mod safety;
 mod support;
 mod tiny_forward;

@@ -1,6 +1,6 @@
 //! `tcq4 analyze`: what quantisation does to a model, layer by layer.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{analyze_text, statistics};
 use crate::analysis::experts::Threshold;
@@ -8,8 +8,9 @@ use crate::analysis::record::ExpertRow;
 use crate::analysis::{Analysis, Choice, Job, Options, analyze};
 use crate::calib::Statistics;
 use crate::cli::args::{AnalyzeArgs, LookArgs};
-use crate::cli::{Outcome, Session, settings};
+use crate::cli::{Outcome, Session, data, settings};
 use crate::convert::{Conversion, PlanSettings};
+use crate::corpus::SourceSpec;
 use crate::error::{AnalysisError, Error, Result};
 use crate::gguf::Source;
 use crate::model::Arch;
@@ -22,16 +23,18 @@ pub(in crate::cli) fn run(session: &Session, args: &AnalyzeArgs) -> Outcome {
     let source = Source::open(&args.model)?;
     let converted = args.converted.as_deref().map(Source::open).transpose()?;
     let plan = Conversion::new(&source, &PlanSettings { allow_requantize: true, ..PlanSettings::default() })?;
+    let specs = data::sources(&args.calibration.calibration)?;
+    let texts = data::files(&specs);
     let inputs: Vec<&Path> = source
         .shards()
         .chain(converted.iter().flat_map(Source::shards))
         .chain(args.stats.as_deref())
-        .chain(args.calibration.calibration.iter().map(AsRef::as_ref))
+        .chain(texts.iter().map(PathBuf::as_path))
         .collect();
     if let Some(path) = &args.output {
         check_output(path, args.force, &inputs)?;
     }
-    let statistics = evidence(session, &source, args)?;
+    let statistics = evidence(session, &source, args, &specs)?;
     let codec = session.codec(args.method.encoder)?;
     let settings = settings::method_settings(&args.method, &plan, statistics.is_some(), None, codec)?;
     let job = Job {
@@ -52,7 +55,12 @@ pub(in crate::cli) fn run(session: &Session, args: &AnalyzeArgs) -> Outcome {
 }
 
 /// The statistics, from a file or a run over text; none if neither was given.
-fn evidence(session: &Session, source: &Source, args: &AnalyzeArgs) -> Result<Option<Statistics>> {
+fn evidence(
+    session: &Session,
+    source: &Source,
+    args: &AnalyzeArgs,
+    specs: &[SourceSpec],
+) -> Result<Option<Statistics>> {
     let threshold = args.look.min_expert_tokens.is_some() || args.look.min_expert_share.is_some();
     match &args.stats {
         Some(path) => statistics::load(path, source).map(Some),
@@ -65,7 +73,7 @@ fn evidence(session: &Session, source: &Source, args: &AnalyzeArgs) -> Result<Op
             let experts = Arch::from_metadata(source.metadata()).experts > 0;
             let samples = if experts { statistics::MANY_SAMPLES } else { statistics::FEW_SAMPLES };
             let keep = statistics::Keep::in_memory();
-            statistics::measure(session, source, &args.calibration, samples, &keep).map(Some)
+            statistics::measure(session, source, &args.calibration, specs, samples, &keep).map(Some)
         }
     }
 }

@@ -3,10 +3,16 @@
 pub(super) mod analyze;
 mod analyze_text;
 pub(super) mod calibrate;
+pub(super) mod compare;
+mod compare_text;
 pub(super) mod convert;
+pub(super) mod datasets;
 pub(super) mod dequantize;
 pub(super) mod diff;
 pub(super) mod eval;
+mod eval_text;
+pub(super) mod export;
+mod export_row;
 pub(super) mod inspect;
 pub(super) mod perms;
 mod plan_text;

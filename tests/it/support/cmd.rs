@@ -34,6 +34,17 @@ impl Dir {
             "EVALUATION" => fixture("text/evaluation.txt"),
             word => word.into(),
         }));
+        for variable in [
+            "TCQ4_DATA_DIR",
+            "TCQ4_OFFLINE",
+            "TCQ4_DATA_MIRROR",
+            "HF_HUB_OFFLINE",
+            "HF_HOME",
+            "HF_HUB_CACHE",
+            "HF_ENDPOINT",
+        ] {
+            command.env_remove(variable);
+        }
         command.env_remove("TCQ4_ISA").env_remove("TCQ4_LOG").env("TCQ4_THREADS", "1").current_dir(self.path());
         command
     }
