@@ -93,7 +93,8 @@ impl Rule {
     pub(super) fn tag(self, sizes: &Sizes) -> String {
         let least = match self {
             Rule::Windows => CHARACTERS_A_TOKEN * sizes.ctx,
-            _ => SHORT_TEXT + 1,
+            Rule::Texts => SHORT_TEXT + 1,
+            _ => 0,
         };
         format!("min{least}-n{}", self.enough(sizes))
     }
@@ -186,6 +187,14 @@ mod tests {
         let (short, long) = ("é".repeat(49), "é".repeat(50));
         assert_eq!(divided(Rule::Paragraphs, &format!("{short}\n\n{long}\n")), std::slice::from_ref(&long));
         assert!(Rule::Paragraphs.divide(long, true, &SIZES).is_empty());
+    }
+
+    #[test]
+    fn rules_that_want_other_samples_of_a_stream_keep_them_under_other_names() {
+        let tags = [Rule::Raw, Rule::Texts, Rule::Windows].map(|rule| rule.tag(&SIZES));
+        assert_eq!(tags, ["min0-n2000", "min101-n2000", "min12-n6"]);
+        let longer = Sizes { ctx: 8, chunks: 3, ..SIZES };
+        assert_eq!(Rule::Windows.tag(&longer), "min24-n9");
     }
 
     #[test]

@@ -37,7 +37,7 @@ fn set(file: &'static str, known: Known, origin: Origin, format: Format, rule: R
 
 /// A data set of one text file under these addresses.
 fn file_set(urls: &[String], known: Known) -> &'static Dataset {
-    let urls: &'static [&'static str] = leak(urls.iter().map(|url| &*leak(url.clone()).as_str()).collect::<Vec<_>>());
+    let urls: &'static [&'static str] = leak(urls.iter().map(|url| leak(url.clone()).as_str()).collect::<Vec<_>>());
     set(FILE, known, Origin::File { urls, limit: 1 << 20 }, Format::Text, Rule::Raw)
 }
 
@@ -85,7 +85,7 @@ fn what_is_cut_off_is_continued() {
             if n < 3 { reply.cut(50_000) } else { reply }
         }),
     );
-    let set = file_set(&[server.url.clone()], Known::Nothing);
+    let set = file_set(std::slice::from_ref(&server.url), Known::Nothing);
     assert!(get(set, &dir).unwrap() == body());
     let ranges: Vec<_> = server.requests().iter().map(|r| r.header("range").unwrap_or("all").to_owned()).collect();
     assert_eq!(ranges, ["all", "bytes=50000-", "bytes=100000-", "bytes=150000-"]);
@@ -101,7 +101,7 @@ fn a_version_that_changed_is_not_mixed_with_the_old_one() {
         0 => Reply::ranged(request, &body(), "\"v1\"").cut(100_000),
         _ => Reply::ranged(request, &new, "\"v2\""),
     });
-    assert!(get(file_set(&[server.url.clone()], Known::Nothing), &dir).unwrap() == expected);
+    assert!(get(file_set(std::slice::from_ref(&server.url), Known::Nothing), &dir).unwrap() == expected);
     assert_eq!(server.requests()[1].header("if-range"), Some("\"v1\""));
     assert_eq!(server.requests().len(), 2);
 }
@@ -115,17 +115,17 @@ fn a_later_run_continues_and_another_address_does_not() {
             _ => Reply::ranged(request, &body(), "\"v1\""),
         });
         let dir = Dir::new();
-        let error = get(file_set(&[server.url.clone()], Known::Nothing), &dir).unwrap_err();
+        let error = get(file_set(std::slice::from_ref(&server.url), Known::Nothing), &dir).unwrap_err();
         assert!(matches!(error, Error::Corpus(CorpusError::Status { status: 404, .. })), "{error}");
         assert_eq!(names(&dir), [".text.txt.partial", ".text.txt.partial.json"]);
         (dir, server)
     };
     let (dir, server) = half_done();
-    assert!(get(file_set(&[server.url.clone()], Known::Nothing), &dir).unwrap() == body());
+    assert!(get(file_set(std::slice::from_ref(&server.url), Known::Nothing), &dir).unwrap() == body());
     assert_eq!(server.requests()[2].header("range"), Some("bytes=100000-"));
     let (dir, _) = half_done();
     let other = Server::start(|request, _| Reply::ranged(request, &body(), "\"v1\""));
-    assert!(get(file_set(&[other.url.clone()], Known::Nothing), &dir).unwrap() == body());
+    assert!(get(file_set(std::slice::from_ref(&other.url), Known::Nothing), &dir).unwrap() == body());
     assert_eq!(other.requests()[0].header("range"), None);
 }
 
@@ -136,7 +136,7 @@ fn without_a_tag_and_a_hash_nothing_is_continued() {
         let reply = Reply::ranged(request, &body(), "W/\"weak\"");
         if n == 0 { reply.cut(100_000) } else { reply }
     });
-    assert!(get(file_set(&[server.url.clone()], Known::Nothing), &dir).unwrap() == body());
+    assert!(get(file_set(std::slice::from_ref(&server.url), Known::Nothing), &dir).unwrap() == body());
     assert!(server.requests().iter().all(|request| request.header("range").is_none()));
 }
 
@@ -147,7 +147,7 @@ fn bytes_that_do_not_fit_together_are_fetched_anew() {
         0 => Reply::ranged(request, &body().to_ascii_uppercase(), "W/\"a\"").cut(100_000),
         _ => Reply::ranged(request, &body(), "W/\"b\""),
     });
-    let set = file_set(&[server.url.clone()], sha256(&body()));
+    let set = file_set(std::slice::from_ref(&server.url), sha256(&body()));
     let mut once = options(&dir);
     once.store.fetch.retries = 0;
     assert!(fetch(set, Purpose::Evaluation, &once, &NoProgress).is_err());
@@ -159,7 +159,7 @@ fn bytes_that_do_not_fit_together_are_fetched_anew() {
 #[test]
 fn wrong_bytes_are_refused_and_not_kept() {
     let (dir, server) = (Dir::new(), Server::start(|_, _| Reply::ok(b"not what was promised")));
-    let error = get(file_set(&[server.url.clone()], sha256(b"right")), &dir).unwrap_err();
+    let error = get(file_set(std::slice::from_ref(&server.url), sha256(b"right")), &dir).unwrap_err();
     let found = hex(&Sha256::digest(b"not what was promised"));
     let right = hex(&Sha256::digest(b"right"));
     assert_eq!(dir.message(&error), format!("set/text.txt: SHA-256 is {found}, expected {right}"));
@@ -184,9 +184,9 @@ fn an_address_without_the_file_leads_to_the_next() {
 fn what_can_pass_is_tried_again_and_not_for_ever() {
     let dir = Dir::new();
     let server = Server::start(|_, n| if n < 2 { Reply::status(503) } else { Reply::ok(b"late") });
-    assert!(get(file_set(&[server.url.clone()], Known::Nothing), &dir).unwrap() == b"late");
+    assert!(get(file_set(std::slice::from_ref(&server.url), Known::Nothing), &dir).unwrap() == b"late");
     let (other, busy) = (Dir::new(), Server::start(|_, _| Reply::status(429)));
-    let error = get(file_set(&[busy.url.clone()], Known::Nothing), &other).unwrap_err();
+    let error = get(file_set(std::slice::from_ref(&busy.url), Known::Nothing), &other).unwrap_err();
     assert_eq!(error.to_string(), format!("{}: the server answered 429", busy.url));
     assert_eq!(busy.requests().len(), 3);
 }
@@ -199,8 +199,13 @@ fn a_server_that_stops_talking_is_left() {
     impatient.store.fetch.body = Duration::from_millis(300);
     impatient.store.fetch.retries = 0;
     let started = Instant::now();
-    let error = fetch(file_set(&[server.url.clone()], Known::Nothing), Purpose::Evaluation, &impatient, &NoProgress)
-        .unwrap_err();
+    let error = fetch(
+        file_set(std::slice::from_ref(&server.url), Known::Nothing),
+        Purpose::Evaluation,
+        &impatient,
+        &NoProgress,
+    )
+    .unwrap_err();
     assert!(matches!(error, Error::Corpus(CorpusError::Transport { .. })), "{error}");
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
 }
@@ -218,7 +223,7 @@ fn nobody_listening_is_said() {
 fn too_much_is_refused_by_its_length_or_by_its_bytes() {
     let dir = Dir::new();
     let server = Server::start(|_, _| Reply::ok(&vec![b'x'; (1 << 20) + 1]));
-    let error = get(file_set(&[server.url.clone()], Known::Nothing), &dir).unwrap_err();
+    let error = get(file_set(std::slice::from_ref(&server.url), Known::Nothing), &dir).unwrap_err();
     assert_eq!(error.to_string(), format!("{}: more than 1048576 bytes", server.url));
     assert_eq!(names(&dir), Vec::<String>::new());
 }
@@ -227,7 +232,7 @@ fn too_much_is_refused_by_its_length_or_by_its_bytes() {
 fn two_that_fetch_at_once_do_not_harm_each_other() {
     let (dir, server) =
         (Dir::new(), Server::start(|_, _| Reply { stall: Some(Duration::from_millis(400)), ..Reply::ok(&body()) }));
-    let set = file_set(&[server.url.clone()], sha256(&body()));
+    let set = file_set(std::slice::from_ref(&server.url), sha256(&body()));
     std::thread::scope(|scope| {
         let runs: Vec<_> = (0..4).map(|_| scope.spawn(|| get(set, &dir).unwrap() == body())).collect();
         assert!(runs.into_iter().all(|run| run.join().unwrap()));
@@ -247,7 +252,7 @@ fn a_member_of_an_archive_is_unpacked_and_checked() {
     let archive = zipped("in/wiki.raw", &body());
     let bytes = archive.clone();
     let server = Server::start(move |_, _| Reply::ok(&bytes));
-    let urls: &'static [&'static str] = leak([&*leak(server.url.clone()).as_str()]);
+    let urls: &'static [&'static str] = leak([leak(server.url.clone()).as_str()]);
     let archive: &'static Archive = leak(Archive { file: "a.zip", known: sha256(&archive), urls });
     let member = |member, known| set(FILE, known, Origin::Zip { archive, member }, Format::Text, Rule::Raw);
     let dir = Dir::new();
@@ -278,7 +283,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 
 /// A data set whose head is taken from a stream.
 fn stream_set(url: &str, rule: Rule) -> &'static Dataset {
-    let urls: &'static [&'static str] = leak([&*leak(url.to_owned()).as_str()]);
+    let urls: &'static [&'static str] = leak([leak(url.to_owned()).as_str()]);
     set("set/c.json.gz", Known::Nothing, Origin::Stream { urls }, Format::JsonLines, rule)
 }
 
@@ -288,13 +293,13 @@ fn a_stream_is_read_until_there_is_enough() {
     let dir = Dir::new();
     let set = stream_set(&server.url, Rule::Windows);
     let spec = SourceSpec { place: Place::Dataset(set), rule: None, weight: None };
-    let corpus = load(&[spec.clone()], Purpose::Evaluation, &options(&dir), &NoProgress).unwrap();
+    let corpus = load(std::slice::from_ref(&spec), Purpose::Evaluation, &options(&dir), &NoProgress).unwrap();
     // Four windows and one held out, three documents for each, of 48 characters at least.
     assert_eq!(corpus.samples, 15);
     assert!(corpus.text.split("\n\n").all(|text| text.len() >= 48));
     assert_eq!(names(&dir), ["c.min48-n15.jsonl", "c.min48-n15.jsonl.sha256"]);
     let offline = LoadOptions { store: Store { offline: true, ..options(&dir).store }, ..options(&dir) };
-    assert_eq!(load(&[spec.clone()], Purpose::Evaluation, &offline, &NoProgress).unwrap(), corpus);
+    assert_eq!(load(std::slice::from_ref(&spec), Purpose::Evaluation, &offline, &NoProgress).unwrap(), corpus);
     // The whole shard gives the same as its stream.
     let whole = Dir::new();
     std::fs::create_dir(whole.file("set")).unwrap();
@@ -332,7 +337,7 @@ fn an_interruption_stops_a_transfer() {
         }
     }
     let (dir, server) = (Dir::new(), Server::start(|_, _| Reply::ok(&body())));
-    let set = file_set(&[server.url.clone()], Known::Nothing);
+    let set = file_set(std::slice::from_ref(&server.url), Known::Nothing);
     let error = fetch(set, Purpose::Evaluation, &options(&dir), &Impatient).unwrap_err();
     assert!(matches!(error, Error::Interrupted), "{error}");
 }
