@@ -22,7 +22,8 @@ pub fn png(name: &str, svg: &str) -> Result<Vec<u8>> {
     let tree = usvg::Tree::from_str(svg, &options).map_err(|error| refused(error.to_string()))?;
     let scale = PIXELS / super::plot::UNITS as f32;
     let [width, height] = [tree.size().width(), tree.size().height()].map(|side| (side * scale).ceil() as u32);
-    let mut pixels = tiny_skia::Pixmap::new(width, height).ok_or_else(|| refused(format!("{width} × {height} pixels")))?;
+    let mut pixels =
+        tiny_skia::Pixmap::new(width, height).ok_or_else(|| refused(format!("{width} × {height} pixels")))?;
     resvg::render(&tree, tiny_skia::Transform::from_scale(scale, scale), &mut pixels.as_mut());
     Ok(pixels.encode_png().map_err(|error| refused(error.to_string()))?)
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod analysis;
+mod browser;
 mod calib;
 #[cfg(feature = "llama")]
 mod cli;
@@ -26,6 +27,7 @@ mod llama;
 mod model;
 mod prepare;
 mod quant;
+mod report;
 mod safety;
 mod support;
 mod tiny_forward;
