@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::page::{Block, Finding, Page, Panel, Section, Weight};
 use super::plot::Figure;
-use super::table::{Cell, Column, Kind, Table};
+use super::table::{Cell, Column, Kind, PAGE_ROWS, Table};
 use crate::error::{ReportError, Result};
 
 const STYLE: &str = include_str!("templates/report.css");
@@ -19,6 +19,10 @@ const SCRIPT: &str = include_str!("templates/report.js");
 
 /// Bytes that a page may take: as many panels are shown as fit, the others stand only in the files beside it.
 const PAGE_BYTES: usize = 2_800_000;
+/// Of these, bytes that are kept for panels; where tables would take them, the page shows fewer rows.
+const PANEL_BYTES: usize = 700_000;
+/// The fewest rows to which tables are shortened.
+const FEWEST_ROWS: usize = 50;
 
 #[derive(Template)]
 #[template(path = "page.html")]
@@ -29,6 +33,16 @@ struct PageView<'a> {
     style: &'a str,
     script: &'a str,
     version: &'a str,
+}
+
+impl<'a> PageView<'a> {
+    /// The tables outside panels.
+    fn tables<'b>(&'b mut self) -> impl Iterator<Item = &'b mut TableView<'a>> {
+        self.sections.iter_mut().flat_map(|section| &mut section.blocks).filter_map(|block| match block {
+            BlockView::Table(table) => Some(table),
+            BlockView::Figures(_) | BlockView::Choice { .. } => None,
+        })
+    }
 }
 
 struct SectionView<'a> {
@@ -79,12 +93,22 @@ struct CellView<'a> {
 /// # Errors
 /// [`ReportError`] where a plot or the template fails.
 pub fn html(page: &Page) -> Result<Vec<u8>> {
-    let mut sections = page.sections.iter().map(section).collect::<Result<Vec<_>>>()?;
-    let panels: Vec<Vec<BlockView>> =
-        sections.iter_mut().map(|view| view.blocks.extract_if(.., |block| block.is_choice()).collect()).collect();
+    let sections = page.sections.iter().map(section).collect::<Result<Vec<_>>>()?;
     let mut view =
         PageView { page, sections, policy: policy(), style: STYLE, script: SCRIPT, version: env!("CARGO_PKG_VERSION") };
-    let mut room = PAGE_BYTES.saturating_sub(render(&view)?.len());
+    let panels: Vec<Vec<BlockView>> = view
+        .sections
+        .iter_mut()
+        .map(|view| view.blocks.extract_if(.., |block| matches!(block, BlockView::Choice { .. })).collect())
+        .collect();
+    let mut bytes = render(&view)?.len();
+    let mut rows = PAGE_ROWS;
+    while bytes > PAGE_BYTES - PANEL_BYTES && rows > FEWEST_ROWS {
+        rows /= 2;
+        view.tables().for_each(|table| table.rows.truncate(rows));
+        bytes = render(&view)?.len();
+    }
+    let mut room = PAGE_BYTES.saturating_sub(bytes);
     for (section, choices) in view.sections.iter_mut().zip(panels) {
         section.blocks.extend(choices.into_iter().map(|choice| fitted(choice, &mut room)));
     }
@@ -176,12 +200,6 @@ fn column(table: &Table, place: usize) -> ColumnView<'_> {
     let words = |row: &Vec<Cell>| matches!(row.get(place), Some(Cell::Text(_) | Cell::Link(..)));
     let is_number = column.kind == Kind::Number || !table.rows.iter().any(words);
     ColumnView { column, is_number, is_choice: column.kind == Kind::Choice }
-}
-
-impl BlockView<'_> {
-    fn is_choice(&self) -> bool {
-        matches!(self, BlockView::Choice { .. })
-    }
 }
 
 impl PanelView<'_> {

@@ -39,12 +39,12 @@ pub struct Html;
 #[derive(Debug, Clone, Copy)]
 pub struct Csv;
 
-/// Every plot as SVG and, where this build can, as PNG.
+/// Every plot as SVG and, where this build can, as PNG; those of panels in the folder `details`.
 #[derive(Debug, Clone, Copy)]
 pub struct Pictures;
 
 /// The exporters of a folder, in the order in which its files are written.
-pub const FOLDER: [&dyn Exporter; 3] = [&Html, &Csv, &Pictures];
+pub const FOLDER: [&dyn Exporter; 3] = [&Csv, &Pictures, &Html];
 
 impl Exporter for Html {
     fn export(&self, page: &Page) -> Result<Vec<NamedBytes>> {
@@ -63,14 +63,15 @@ impl Exporter for Pictures {
     fn export(&self, page: &Page) -> Result<Vec<NamedBytes>> {
         use rayon::prelude::*;
 
-        let files = page.figures().into_par_iter().map(|figure| {
+        let files = page.figures().into_par_iter().map(|(figure, in_panel)| {
+            let stem = format!("{}{}", if in_panel { "details/" } else { "" }, figure.name);
             let drawing = figure.draw(true)?;
             let mut files = Vec::new();
             if png::AVAILABLE {
                 let bytes = png::png(&figure.name, &drawing.svg)?;
-                files.push(NamedBytes { name: format!("{}.png", figure.name), bytes });
+                files.push(NamedBytes { name: format!("{stem}.png"), bytes });
             }
-            files.push(NamedBytes { name: format!("{}.svg", figure.name), bytes: drawing.svg.into_bytes() });
+            files.push(NamedBytes { name: format!("{stem}.svg"), bytes: drawing.svg.into_bytes() });
             Ok(files)
         });
         Ok(files.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())

@@ -97,15 +97,17 @@ pub struct Panel {
 }
 
 impl Page {
-    /// Gives every figure of the page, those of all panels included, empty ones left out.
-    pub fn figures(&self) -> Vec<&Figure> {
+    /// Gives every figure of the page and whether it stands in a panel; empty ones are left out.
+    pub fn figures(&self) -> Vec<(&Figure, bool)> {
         let blocks = self.sections.iter().flat_map(|section| &section.blocks);
         let figures = blocks.flat_map(|block| match block {
-            Block::Figures(figures) => figures.iter().collect::<Vec<_>>(),
-            Block::Choice(choice) => choice.panels.iter().flat_map(|panel| &panel.figures).collect(),
+            Block::Figures(figures) => figures.iter().map(|figure| (figure, false)).collect::<Vec<_>>(),
+            Block::Choice(choice) => {
+                choice.panels.iter().flat_map(|panel| &panel.figures).map(|figure| (figure, true)).collect()
+            }
             Block::Table(_) => Vec::new(),
         });
-        figures.filter(|figure| !figure.is_empty()).collect()
+        figures.filter(|(figure, _)| !figure.is_empty()).collect()
     }
 
     /// Gives every table of the page, those of all panels included.

@@ -1,6 +1,6 @@
 //! Tables as values: the page shows them in short, a CSV file holds every row and digit.
 
-use super::plot::short;
+use super::plot::{figures, short};
 
 /// What a column holds; it decides how the page sorts and filters it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,7 +114,7 @@ impl Cell {
             Cell::None => "–".to_owned(),
             Cell::Text(text) | Cell::Link(text, _) => text.clone(),
             Cell::Count(count) => count.to_string(),
-            Cell::Real(value) => short(f64::from(*value)),
+            Cell::Real(value) => figures(f64::from(*value)),
             Cell::Share(value) => percent(f64::from(*value)),
         }
     }
@@ -124,7 +124,7 @@ impl Cell {
         match self {
             Cell::None => Some(String::new()),
             Cell::Real(value) | Cell::Share(value) if !value.is_finite() => Some(String::new()),
-            Cell::Real(value) => (short(f64::from(*value)).parse::<f32>() != Ok(*value)).then(|| value.to_string()),
+            Cell::Real(value) => (figures(f64::from(*value)).parse::<f32>() != Ok(*value)).then(|| value.to_string()),
             Cell::Share(value) => Some(value.to_string()),
             Cell::Text(_) | Cell::Link(..) | Cell::Count(_) => None,
         }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod analysis;
+mod browser;
 mod calib;
 #[cfg(feature = "llama")]
 mod cli;
@@ -35,6 +36,7 @@ mod prepare;
 mod quant;
 #[cfg(feature = "llama")]
 mod rewrite;
+mod report;
 mod safety;
 mod support;
 mod tiny_forward;

@@ -17,7 +17,8 @@ pub(crate) struct AnalyzeArgs {
     /// The converted file: look at its weights, scales and orders instead of those that `convert` would make
     #[arg(long, value_name = "FILE", conflicts_with_all = ["order", "scales"])]
     pub(crate) converted: Option<PathBuf>,
-    /// Write the analysis here
+    /// Write the analysis here: NAME.html for a page that needs no network, NAME.json for the record, FOLDER/ for both with every table as CSV and
+    /// every plot as SVG and PNG
     #[arg(short, long, value_name = "PATH")]
     pub(crate) output: Option<PathBuf>,
     /// Replace an existing output

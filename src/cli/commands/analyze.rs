@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{analyze_text, statistics};
+use super::{analyze_output, analyze_text, statistics};
 use crate::analysis::experts::Threshold;
 use crate::analysis::record::ExpertRow;
-use crate::analysis::{Analysis, Choice, Job, Options, analyze};
+use crate::analysis::{Choice, Job, Options, analyze};
 use crate::calib::Statistics;
 use crate::cli::args::{AnalyzeArgs, LookArgs};
 use crate::cli::{Outcome, Session, data, settings};
@@ -14,7 +14,6 @@ use crate::corpus::SourceSpec;
 use crate::error::{AnalysisError, Error, Result};
 use crate::gguf::Source;
 use crate::model::Arch;
-use crate::util::atomic_file;
 
 /// Layers that the message about starved experts names.
 const NAMED: usize = 5;
@@ -32,7 +31,7 @@ pub(in crate::cli) fn run(session: &Session, args: &AnalyzeArgs) -> Outcome {
         .chain(texts.iter().map(PathBuf::as_path))
         .collect();
     if let Some(path) = &args.output {
-        check_output(path, args.force, &inputs)?;
+        analyze_output::check(path, args.force, &inputs)?;
     }
     let statistics = evidence(session, &source, args, &specs)?;
     let codec = session.codec(args.method.encoder)?;
@@ -46,7 +45,7 @@ pub(in crate::cli) fn run(session: &Session, args: &AnalyzeArgs) -> Outcome {
     };
     let analysis = analyze(job, &options(args), &session.progress)?;
     if let Some(path) = &args.output {
-        write(path, args.force, &inputs, &analysis)?;
+        analyze_output::write(path, args.force, &inputs, &analysis)?;
     }
     session.printer.text(&analyze_text::render(&analysis));
     session.printer.record("analyze", &analysis);
@@ -94,23 +93,6 @@ fn options(args: &AnalyzeArgs) -> Options {
         statistics: args.stats.as_ref().map(|path| path.display().to_string()).or(live),
         ..Options::default()
     }
-}
-
-/// Refuses an output that cannot be written, before any work.
-fn check_output(path: &Path, force: bool, inputs: &[&Path]) -> Result<()> {
-    if path.extension().is_none_or(|extension| extension != "json") {
-        return Err(Error::Usage {
-            message: format!("{}: the analysis is written as JSON", path.display()),
-            hint: Some("choose a name that ends in .json".into()),
-        });
-    }
-    atomic_file::check_target(path, force, inputs)
-}
-
-/// Writes the analysis.
-fn write(path: &Path, force: bool, inputs: &[&Path], analysis: &Analysis) -> Result<()> {
-    let bytes = serde_json::to_vec(analysis).map_err(|error| Error::io(path, "write")(error.into()))?;
-    atomic_file::write(path, force, inputs, &bytes)
 }
 
 /// Fails if a threshold was asked for and experts stay below it.

@@ -1,6 +1,7 @@
 //! One module a command: arguments in, library calls, text and record out.
 
 pub(super) mod analyze;
+mod analyze_output;
 mod analyze_text;
 pub(super) mod calibrate;
 pub(super) mod compare;

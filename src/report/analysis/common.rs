@@ -96,6 +96,12 @@ pub(super) fn bars(values: impl IntoIterator<Item = Option<f32>>) -> Shape {
     Shape::Bars(values.into_iter().map(|value| value.map_or(f64::NAN, f64::from)).collect())
 }
 
+/// Values at the places of categories, not finite where there is none: for a logarithmic axis, on which bars have no foot.
+pub(super) fn dots(values: impl IntoIterator<Item = Option<f32>>) -> Shape {
+    let point = |(place, value): (usize, Option<f32>)| (place as f64, value.map_or(f64::NAN, f64::from));
+    Shape::Points(values.into_iter().enumerate().map(point).collect())
+}
+
 /// Points of two columns.
 pub(super) fn pairs(x: &[f32], y: &[f32]) -> Vec<(f64, f64)> {
     x.iter().zip(y).map(|(x, y)| (f64::from(*x), f64::from(*y))).collect()
@@ -103,7 +109,7 @@ pub(super) fn pairs(x: &[f32], y: &[f32]) -> Vec<(f64, f64)> {
 
 /// The cell of a layer, which tables can be filtered by.
 pub(super) fn layer_cell(layer: Option<u32>) -> Cell {
-    layer.map_or_else(|| Cell::text("none"), |layer| Cell::Count(layer.into()))
+    Cell::count(layer)
 }
 
 /// The anchor of the panel of an input group.

@@ -1,5 +1,7 @@
 //! Section with panels: everything about one input with its tensors, or about one gate.
 
+use std::collections::BTreeSet;
+
 use super::common::{chart, figure, pairs, panel_id, series};
 use super::gates::top_channels;
 use super::steps::words;
@@ -12,9 +14,11 @@ use crate::report::page::{Block, Choice, Panel, Section};
 use crate::report::plot::{Axis, Figure, Series, Shape, short, thin};
 
 /// Points of a curve in a panel: two for each CSS pixel of a chart's width would not be seen.
-const CURVE: usize = 320;
+const CURVE: usize = 256;
 /// Points of a cloud.
-const CLOUD: usize = 160;
+const CLOUD: usize = 240;
+/// Points of a cloud that are kept for being the lowest, and as many for being the highest.
+const EXTREMES: usize = 8;
 /// Channels in a panel's table.
 const TOP: usize = 10;
 /// Columns of a block.
@@ -219,12 +223,21 @@ fn alpha_curve(key: &str, detail: &GroupDetail) -> Option<Figure> {
     })
 }
 
-/// Points sorted by their first number and thinned; extremes of every stretch stay.
+/// Points at evenly spread ranks of their first number, and the ones with the most extreme second: thinned as a curve, a cloud would look
+/// like two bands.
 fn cloud(x: &[f32], y: &[f32]) -> Shape {
     let mut points = pairs(x, y);
     points.retain(|(x, y)| x.is_finite() && y.is_finite());
     points.sort_by(|a, b| a.0.total_cmp(&b.0));
-    Shape::Points(thin(&points, CLOUD))
+    if points.len() <= CLOUD {
+        return Shape::Points(points);
+    }
+    let mut by_height: Vec<usize> = (0..points.len()).collect();
+    by_height.sort_by(|a, b| points[*a].1.total_cmp(&points[*b].1));
+    let ends = by_height.iter().take(EXTREMES).chain(by_height.iter().rev().take(EXTREMES)).copied();
+    let even = (0..CLOUD).map(|i| i * (points.len() - 1) / (CLOUD - 1));
+    let kept: BTreeSet<usize> = even.chain(ends).collect();
+    Shape::Points(kept.into_iter().map(|place| points[place]).collect())
 }
 
 fn tensor_figures(t: &TensorDetail) -> Vec<Option<Figure>> {

@@ -38,7 +38,7 @@ fn error_map(analysis: &Analysis) -> Option<Figure> {
         "output_error_by_layer",
         "Relative output error by layer",
         "Each cell is one tensor; the scale is logarithmic. Grey: not measured.",
-        "Relative error",
+        "Error",
         BY_RATIO,
     ))
 }
@@ -60,7 +60,7 @@ fn worst_and_median(analysis: &Analysis) -> Option<Figure> {
         x: Axis::linear("Layer"),
         y: Axis::log("Relative output error"),
         series: vec![series("worst tensor", points(&worst)), series("median tensor", points(&middle))],
-        wide: false,
+        wide: true,
     });
     Some(figure(
         "output_error_course",
@@ -93,7 +93,7 @@ fn by_path(analysis: &Analysis) -> Option<Figure> {
     let bars = PATHS.map(|(name, path)| series(name, bars(kinds.iter().map(|kind| of_kind(kind, path)))));
     let plot = Plot::Chart(Chart {
         x: Axis::named("", kinds.clone()),
-        y: Axis::log("Relative output error"),
+        y: Axis::linear("Relative output error").including(0.0),
         series: bars.into(),
         wide: kinds.len() > 4,
     });

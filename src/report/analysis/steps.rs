@@ -1,6 +1,6 @@
 //! Section on the activation after each step of the preparation.
 
-use super::common::{BY_RATIO, Placed, bars, by_layer, chart, figure, layer_cell, median, series};
+use super::common::{BY_RATIO, Placed, bars, by_layer, chart, dots, figure, layer_cell, median, series};
 use crate::analysis::Analysis;
 use crate::analysis::record::{GroupRow, Step, StepRow};
 use crate::report::page::{Block, Section};
@@ -60,29 +60,37 @@ fn gain_map(analysis: &Analysis) -> Option<Figure> {
     ))
 }
 
-fn medians(analysis: &Analysis, value: impl Fn(&StepRow) -> f32) -> Shape {
-    let of = |step: Step| median(analysis.groups.iter().filter_map(|group| of_step(group, step).map(&value)));
-    bars(Step::ALL.into_iter().map(of))
+fn medians(analysis: &Analysis, value: fn(&StepRow) -> f32) -> Shape {
+    bars(of_all(analysis, value))
+}
+
+fn logarithmic(analysis: &Analysis, value: fn(&StepRow) -> f32) -> Shape {
+    dots(of_all(analysis, value))
+}
+
+/// The median over all inputs for each step.
+fn of_all(analysis: &Analysis, value: fn(&StepRow) -> f32) -> [Option<f32>; 5] {
+    Step::ALL.map(|step| median(analysis.groups.iter().filter_map(|group| of_step(group, step).map(value))))
 }
 
 fn names() -> Vec<String> {
     Step::ALL
         .into_iter()
-        .map(|step| if step == Step::RotatedPlain { "not prepared" } else { words(step) }.to_owned())
+        .map(|step| if step == Step::RotatedPlain { "unprepared" } else { words(step) }.to_owned())
         .collect()
 }
 
 fn by_step(analysis: &Analysis) -> Option<Figure> {
     let parts = vec![
-        series("INT4, 256 a scale", medians(analysis, |row| row.error_int4)),
-        series("INT4, 32 a scale", medians(analysis, |row| row.error_int4_group32)),
-        series("INT8", medians(analysis, |row| row.error_int8)),
+        series("INT4, 256 a scale", logarithmic(analysis, |row| row.error_int4)),
+        series("INT4, 32 a scale", logarithmic(analysis, |row| row.error_int4_group32)),
+        series("INT8", logarithmic(analysis, |row| row.error_int8)),
     ];
     let plot = chart(Axis::named("", names()), Axis::log("Relative error of the input"), parts);
     Some(figure(
         "step_errors",
         "Rounding error of inputs after each step",
-        "Median over all inputs. “Not prepared” is rotated without scales and order.",
+        "Median over all inputs. “Unprepared” is rotated without scales and order.",
         plot,
     ))
 }

@@ -1,6 +1,6 @@
 //! Sections on the weights: how they were rounded, and where the error sits.
 
-use super::common::{bars, chart, distinct, figure, layer_cell, median, series};
+use super::common::{bars, chart, distinct, dots, figure, layer_cell, median, series};
 use super::outputs::name_cell;
 use crate::analysis::Analysis;
 use crate::analysis::record::{Histogram, Rounding, Split, SplitOutput, TensorRow, Test};
@@ -196,7 +196,7 @@ fn halves(analysis: &Analysis) -> Option<Figure> {
             let same = all.iter().filter(|(tensor, _)| tensor.kind == *kind);
             median(same.filter_map(|(_, split)| split.output.as_ref().map(value)))
         };
-        bars(kinds.iter().map(of))
+        dots(kinds.iter().map(of))
     };
     let parts = vec![
         series("important", part(|o| o.mse_important)),

@@ -167,14 +167,17 @@ impl Chart {
         !self.series.iter().any(shown)
     }
 
-    /// The ranges of both axes: exactly the data sideways, with a little room above and below.
+    /// The ranges of both axes, with a little room above and below, and beside points.
     pub(super) fn ranges(&self) -> ((f64, f64), (f64, f64)) {
         let xs = self.series.iter().flat_map(|series| series.shape.xs());
         let ys = self.series.iter().flat_map(|series| series.shape.ys());
         let (low, high) = self.y.range(ys);
         let room = 0.05 * (high - low);
         let low = if self.y.include == Some(low) { low } else { low - room };
-        (self.x.range(xs), (low, high + room))
+        let (left, right) = self.x.range(xs);
+        let dots = self.x.categories.is_empty() && self.series.iter().any(|s| matches!(s.shape, Shape::Points(_)));
+        let beside = if dots { 0.02 * (right - left) } else { 0.0 };
+        ((left - beside, right + beside), (low, high + room))
     }
 
     /// The series of bars with their places among all series.

@@ -16,7 +16,7 @@ pub use chart::{Axis, Chart, Scale, Series, Shape};
 pub use heat::{HeatMap, Shades};
 pub use hover::{GridHover, Hover};
 pub use thin::{CURVE_POINTS, sorted_curve, thin};
-pub use ticks::short;
+pub use ticks::{figures, short};
 
 use crate::error::Result;
 

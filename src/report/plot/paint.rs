@@ -13,13 +13,15 @@ use super::{Drawing, short};
 type Context<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Span, Span>>;
 type Ranges = ((f64, f64), (f64, f64));
 
-/// The most bars whose values are written above them.
-const VALUED_BARS: usize = 14;
 /// Sizes in CSS pixels: a chart in a column of the page, and one across it.
-const NARROW: (u32, u32) = (460, 280);
+const NARROW: (u32, u32) = (430, 264);
 const WIDE: (u32, u32) = (940, 300);
 /// Room for the label of the horizontal axis with its ticks, in CSS pixels.
-const BELOW: u32 = 44;
+const BELOW: u32 = 40;
+/// The same where the axis has no label.
+const BELOW_UNLABELLED: u32 = 22;
+/// Height of a row of category names, in CSS pixels.
+const NAME_ROW: u32 = 15;
 /// Room right of the data, so that the last tick label fits.
 const RIGHT: u32 = 18;
 
@@ -52,7 +54,10 @@ impl Ranged for Span {
 pub(super) fn draw(chart: &Chart, title: Option<&str>) -> Result<Drawing, Refusal> {
     let names = legend_names(chart);
     let (width, height) = if chart.wide { WIDE } else { NARROW };
-    let height = height + if title.is_some() { 26 } else { 0 } + sheet::legend_height(&names, width);
+    let height = height - BELOW
+        + below(chart, width)
+        + if title.is_some() { 26 } else { 0 }
+        + sheet::legend_height(&names, width);
     let (svg, hover) = sheet::on_sheet((width, height), |area| {
         let used = sheet::title(area, title)?;
         sheet::legend(area, &names, width, used + 2)?;
@@ -62,9 +67,10 @@ pub(super) fn draw(chart: &Chart, title: Option<&str>) -> Result<Drawing, Refusa
 }
 
 /// The legend, left out where a single series needs no name.
-fn legend_names(chart: &Chart) -> Vec<(&str, RGBColor)> {
+fn legend_names(chart: &Chart) -> Vec<(String, RGBColor)> {
     let named = chart.series.iter().enumerate().filter(|(_, series)| !series.name.is_empty());
-    let names: Vec<_> = named.map(|(i, series)| (series.name.as_str(), colour_of(&series.shape, i))).collect();
+    let names: Vec<_> =
+        named.map(|(i, series)| (sheet::cut(&series.name, 200.0), colour_of(&series.shape, i))).collect();
     if chart.series.len() < 2 { Vec::new() } else { names }
 }
 
@@ -76,9 +82,9 @@ fn paint(area: &Area, chart: &Chart, width: u32, top: u32) -> Result<Hover, Refu
     let ranges = chart.ranges();
     let (x_ticks, y_ticks) = (x_ticks(chart, ranges.0, width), chart.y.ticks(ranges.1, 5));
     let left = y_ticks.iter().map(|tick| text_width(&chart.y.tick_label(*tick), TEXT)).fold(20.0, f64::max) + 28.0;
-    let below = area.margin(units(f64::from(top)), 0, 0, units(f64::from(RIGHT)));
-    let mut context = ChartBuilder::on(&below)
-        .x_label_area_size(units(f64::from(BELOW)))
+    let inner = area.margin(units(f64::from(top)), 0, 0, units(f64::from(RIGHT)));
+    let mut context = ChartBuilder::on(&inner)
+        .x_label_area_size(units(f64::from(below(chart, width))))
         .y_label_area_size(units(left))
         .build_cartesian_2d(Span { range: ranges.0, ticks: x_ticks }, Span { range: ranges.1, ticks: y_ticks })?;
     mesh(&mut context, chart)?;
@@ -86,15 +92,53 @@ fn paint(area: &Area, chart: &Chart, width: u32, top: u32) -> Result<Hover, Refu
         let colour = colour_of(&series.shape, index);
         shape(&mut context, chart, &series.shape, colour, ranges)?;
     }
-    bars(&mut context, chart)?;
+    bars(&mut context, chart, f64::from(width) - left - f64::from(RIGHT))?;
+    category_names(area, &context, chart, width)?;
     Ok(hover(&context, chart, ranges))
 }
 
 /// Ticks of the horizontal axis: as many as their labels leave room for.
 fn x_ticks(chart: &Chart, range: (f64, f64), width: u32) -> Vec<f64> {
-    let room = f64::from(width) - 90.0;
-    let widest = chart.x.categories.iter().map(|name| text_width(name, TEXT)).fold(36.0, f64::max);
-    chart.x.ticks(range, ((room / (widest + 14.0)) as usize).clamp(2, 30))
+    if !chart.x.categories.is_empty() {
+        return Vec::new();
+    }
+    chart.x.ticks(range, ((room(width) / 50.0) as usize).clamp(2, 30))
+}
+
+/// About how wide the data is, in CSS pixels.
+fn room(width: u32) -> f64 {
+    f64::from(width) - 90.0
+}
+
+/// How the names of categories are shown: in how many rows, and every how many-th.
+fn name_layout(chart: &Chart, width: u32) -> (usize, usize) {
+    let slot = room(width) / chart.x.categories.len().max(1) as f64;
+    let widest = chart.x.categories.iter().map(|name| text_width(name, TEXT)).fold(0.0, f64::max);
+    match () {
+        () if widest <= slot => (1, 1),
+        () if slot >= 28.0 => (2, 1),
+        () => (1, ((widest + 12.0) / slot).ceil() as usize),
+    }
+}
+
+/// Room below the data in CSS pixels.
+fn below(chart: &Chart, width: u32) -> u32 {
+    let rows = if chart.x.categories.is_empty() { 1 } else { name_layout(chart, width).0 as u32 };
+    (rows - 1) * NAME_ROW + if chart.x.label.is_empty() { BELOW_UNLABELLED } else { BELOW }
+}
+
+/// Writes the names of categories; in two rows, by turns, where they would touch in one.
+fn category_names(area: &Area, context: &Context, chart: &Chart, width: u32) -> Result<(), Refusal> {
+    let (rows, step) = name_layout(chart, width);
+    let slot = rows as f64 * step as f64 * room(width) / chart.x.categories.len().max(1) as f64;
+    let style = font(TEXT, INK, (HPos::Center, VPos::Top));
+    for (place, name) in chart.x.categories.iter().enumerate().step_by(step) {
+        let (x, y) = context.backend_coord(&(place as f64, chart.ranges().1.0));
+        let row = place % rows;
+        let at = (x, y + units(5.0 + f64::from(NAME_ROW) * row as f64));
+        area.draw(&Text::new(sheet::cut(name, slot), at, style.clone()))?;
+    }
+    Ok(())
 }
 
 fn mesh(context: &mut Context, chart: &Chart) -> Result<(), Refusal> {
@@ -205,11 +249,14 @@ fn five_numbers(
 }
 
 /// All series of bars, side by side within each category.
-fn bars(context: &mut Context, chart: &Chart) -> Result<(), Refusal> {
+fn bars(context: &mut Context, chart: &Chart, room: f64) -> Result<(), Refusal> {
     let bars = chart.bars();
     let wide = 0.8 / bars.len().max(1) as f64;
     let floor = chart.y.include.and_then(|v| chart.y.place(v)).unwrap_or(chart.ranges().1.0);
-    let valued = bars.iter().map(|(_, values)| values.len()).sum::<usize>() <= VALUED_BARS;
+    let pixels = wide * room / chart.x.categories.len().max(1) as f64;
+    let widest =
+        bars.iter().flat_map(|(_, values)| *values).map(|v| text_width(&short(*v), TEXT - 1.0)).fold(0.0, f64::max);
+    let valued = widest <= pixels;
     for (rank, (index, values)) in bars.iter().enumerate() {
         for (category, value) in values.iter().enumerate() {
             let Some(top) = chart.y.place(*value) else { continue };

@@ -67,7 +67,56 @@ fn tidy(svg: &str) -> String {
     let svg = [" opacity=\"1\"", " stroke=\"none\"", " font-family=\"sans-serif\""]
         .into_iter()
         .fold(svg.to_owned(), |svg, attribute| svg.replace(attribute, ""));
-    svg.replace(" \"/>", "\"/>").replacen("<svg ", shared, 1)
+    merge_dots(&svg.replace(" \"/>", "\"/>")).replacen("<svg ", shared, 1)
+}
+
+/// Writes runs of equal circles as one path of round dots: a fifth of the bytes.
+fn merge_dots(svg: &str) -> String {
+    let mut merged = String::with_capacity(svg.len());
+    let mut style = "";
+    for line in svg.lines() {
+        let dot = dot(line);
+        if !style.is_empty() && dot.is_none_or(|dot| dot.2 != style) {
+            merged.push_str(&path_end(style));
+            style = "";
+        }
+        match dot {
+            None => merged.extend([line, "\n"]),
+            Some((x, y, look)) => {
+                if style.is_empty() {
+                    merged.push_str("<path stroke-linecap=\"round\" d=\"");
+                    style = look;
+                }
+                merged.push_str(&format!("M{x} {y}h1"));
+            }
+        }
+    }
+    merged
+}
+
+/// The place and the rest of the attributes of a circle.
+fn dot(line: &str) -> Option<(&str, &str, &str)> {
+    let (x, rest) = line.strip_prefix("<circle cx=\"")?.split_once("\" cy=\"")?;
+    let (y, look) = rest.split_once("\" r=\"")?;
+    Some((x, y, look))
+}
+
+/// The attributes of a path that looks like circles of this radius, opacity and fill.
+fn path_end(look: &str) -> String {
+    let (radius, look) = look.split_once('"').unwrap_or((look, "/>"));
+    let width = 2 * radius.parse::<u32>().unwrap_or_default();
+    let look = look.replace("stroke-width=\"1\"", "").replace("fill=", "stroke=");
+    format!("\" stroke-width=\"{width}\"{look}\n")
+}
+
+/// Cuts a name that is wider than `width` CSS pixels and says so with an ellipsis.
+pub(super) fn cut(name: &str, width: f64) -> String {
+    if text_width(name, TEXT) <= width {
+        return name.to_owned();
+    }
+    let mut short: String = name.to_owned();
+    while text_width(&short, TEXT) > width - 10.0 && short.pop().is_some() {}
+    short + "…"
 }
 
 /// Draws the title at the top and gives the height it took, in CSS pixels.
@@ -79,7 +128,7 @@ pub(super) fn title(area: &Area, text: Option<&str>) -> Result<u32, Refusal> {
 }
 
 /// Gives the rows of a legend: which names stand side by side.
-fn legend_rows<'n>(names: &[(&'n str, RGBColor)], width: f64) -> Vec<Vec<(&'n str, RGBColor, f64)>> {
+fn legend_rows(names: &[(String, RGBColor)], width: f64) -> Vec<Vec<(&str, RGBColor, f64)>> {
     let (mut rows, mut at) = (vec![Vec::new()], 8.0);
     for (name, colour) in names {
         let wide = 24.0 + text_width(name, TEXT);
@@ -89,7 +138,7 @@ fn legend_rows<'n>(names: &[(&'n str, RGBColor)], width: f64) -> Vec<Vec<(&'n st
             at = 8.0;
         }
         if let Some(row) = rows.last_mut() {
-            row.push((*name, *colour, at));
+            row.push((name.as_str(), *colour, at));
         }
         at += wide + 10.0;
     }
@@ -97,12 +146,12 @@ fn legend_rows<'n>(names: &[(&'n str, RGBColor)], width: f64) -> Vec<Vec<(&'n st
 }
 
 /// The height of a legend in CSS pixels.
-pub(super) fn legend_height(names: &[(&str, RGBColor)], width: u32) -> u32 {
+pub(super) fn legend_height(names: &[(String, RGBColor)], width: u32) -> u32 {
     if names.is_empty() { 0 } else { legend_rows(names, f64::from(width)).len() as u32 * LINE }
 }
 
 /// Draws a legend from `top` down.
-pub(super) fn legend(area: &Area, names: &[(&str, RGBColor)], width: u32, top: u32) -> Result<(), Refusal> {
+pub(super) fn legend(area: &Area, names: &[(String, RGBColor)], width: u32, top: u32) -> Result<(), Refusal> {
     if names.is_empty() {
         return Ok(());
     }

@@ -22,10 +22,11 @@ pub(super) fn decades(low: f64, high: f64, wanted: usize) -> Vec<f64> {
             .flat_map(|decade| [1f64, 2.0, 5.0].map(|m| decade as f64 + m.log10()))
             .filter(|tick| (low - 1e-9..=high + 1e-9).contains(tick));
         let fine: Vec<f64> = fine.collect();
-        if fine.len() >= 2 {
+        if fine.len() >= 3 {
             return fine;
         }
-        return round_values(low, high, wanted);
+        let round = round_values(10f64.powf(low), 10f64.powf(high), wanted);
+        return round.into_iter().map(f64::log10).filter(|tick| tick.is_finite()).collect();
     }
     let step = whole.div_ceil(wanted.max(1)).max(1);
     (first..=last).step_by(step).map(|tick| tick as f64).collect()
@@ -45,24 +46,36 @@ pub fn short(value: f64) -> String {
     match size {
         _ if !value.is_finite() => "–".to_owned(),
         0.0 => "0".to_owned(),
-        ..0.001 => trimmed_exponent(value),
-        ..10_000.0 => significant(value),
-        ..999_500.0 => format!("{}k", significant(value / 1e3)),
-        ..999_500_000.0 => format!("{}M", significant(value / 1e6)),
-        _ => trimmed_exponent(value),
+        ..0.001 => trimmed_exponent(value, 1),
+        ..10_000.0 => significant(value, 3),
+        ..999_500.0 => format!("{}k", significant(value / 1e3, 3)),
+        ..999_500_000.0 => format!("{}M", significant(value / 1e6, 3)),
+        _ => trimmed_exponent(value, 1),
     }
 }
 
-fn significant(value: f64) -> String {
+/// Writes a number for a table with four significant digits: `4.625`, `0.01234`, `4.12e-5`, `65540`.
+pub fn figures(value: f64) -> String {
+    match value.abs() {
+        _ if !value.is_finite() => "–".to_owned(),
+        0.0 => "0".to_owned(),
+        0.001..1e7 => significant(value, 4),
+        _ => trimmed_exponent(value, 2),
+    }
+}
+
+fn significant(value: f64, figures: i32) -> String {
     let whole = if value == 0.0 { 0 } else { value.abs().log10().floor() as i32 };
-    let digits = (2 - whole).clamp(0, 6) as usize;
+    let digits = (figures - 1 - whole).clamp(0, 7) as usize;
     let text = format!("{value:.digits$}");
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
-fn trimmed_exponent(value: f64) -> String {
-    let text = format!("{value:.1e}");
-    text.replace(".0e", "e")
+fn trimmed_exponent(value: f64, digits: usize) -> String {
+    let text = format!("{value:.digits$e}");
+    let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+    let mantissa = if mantissa.contains('.') { mantissa.trim_end_matches('0').trim_end_matches('.') } else { mantissa };
+    format!("{mantissa}e{exponent}")
 }
 
 #[cfg(test)]

@@ -170,7 +170,8 @@
     .filter((points) => points.length > 2);
   const ofCurves = ({ frame: [left, top, right, bottom], x, y, series }, [px, py], svg) => {
     if (px < left - 2 || px > right + 2 || py < top - 2 || py > bottom + 2) return null;
-    const dots = [...svg.querySelectorAll('circle')].map((dot) => [dot.getAttribute('cx') / 4, dot.getAttribute('cy') / 4]);
+    const dots = [...svg.querySelectorAll('path[stroke-linecap]')]
+      .flatMap((path) => [...path.getAttribute('d').matchAll(/M(\d+) (\d+)/g)].map(([, across, down]) => [across / 4, down / 4]));
     const say = ([at, height]) => [short(value(x, (at - left) / (right - left))), short(value(y, (bottom - height) / (bottom - top)))];
     if (dots.length) {
       const distance = ([a, b]) => (a - px) ** 2 + (b - py) ** 2;

@@ -1,6 +1,8 @@
 //! What the tests share: temporary folders, tiny models, raw GGUF bytes, measured allocation.
 
 pub mod alloc;
+pub mod analysis;
+pub mod browser;
 pub mod cmd;
 pub mod evidence;
 pub mod mount;
