@@ -1,13 +1,17 @@
 //! Sources of text as the user names them, resolved: which are files, where data sets lie, what the environment says.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::Session;
 use super::args::{DataArgs, StoreArgs};
 use crate::corpus::cache::FetchOptions;
-use crate::corpus::{LoadOptions, SourceSpec, Store};
-use crate::error::Result;
+use crate::corpus::{Corpus, LoadOptions, Purpose, SourceSpec, Store, load};
+use crate::error::{Error, Result};
 use crate::gguf::Source;
+
+/// Chunks, tokens of a chunk and seed of evaluation texts: the usual rules depend on the seed alone.
+const DEFAULTS: (usize, u32, u64) = (128, 512, 42);
 
 /// Reads the sources of a command line.
 ///
@@ -39,6 +43,32 @@ pub(super) fn load_options<'a>(
         chunks,
         model: Some(model),
     }
+}
+
+/// Loads what a model is measured on: files and data sets, each a text of its own, with its name.
+///
+/// # Errors
+/// A weight, which means nothing here; what cannot be had or read.
+pub(super) fn evaluation(
+    session: &Session,
+    files: &[PathBuf],
+    datasets: &[String],
+    args: &DataArgs,
+    model: &Path,
+) -> Result<Vec<(PathBuf, Corpus)>> {
+    let mut specs: Vec<SourceSpec> = files.iter().map(SourceSpec::file).collect();
+    specs.extend(sources(datasets)?);
+    if let Some(spec) = specs.iter().find(|spec| spec.weight.is_some()) {
+        let hint = Some("weights are for calibration; here each text is measured on its own".into());
+        return Err(Error::Usage { message: format!("`{}` has a weight", spec.name()), hint });
+    }
+    let source = Source::open(model)?;
+    let options = load_options(args, &source, DEFAULTS.0, DEFAULTS.1, DEFAULTS.2);
+    let load = |spec: &SourceSpec| {
+        let corpus = load(std::slice::from_ref(spec), Purpose::Evaluation, &options, &session.progress)?;
+        Ok((PathBuf::from(spec.name()), corpus))
+    };
+    specs.iter().map(load).collect()
 }
 
 /// Where data sets lie. The variables of Hugging Face's own tools are respected.

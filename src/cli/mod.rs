@@ -85,7 +85,9 @@ fn dispatch(session: &Session, command: Command) -> Outcome {
         Command::Diff(args) => commands::diff::run(session, &args),
         Command::Eval(args) => commands::eval::run(session, &args),
         Command::Datasets(args) => commands::datasets::run(session, &args),
+        Command::Export(args) => commands::export::run(session, &args),
         Command::Compare(args) => commands::compare::run(session, &args),
+        Command::Analyze(args) => commands::analyze::run(session, &args),
     }
 }
 

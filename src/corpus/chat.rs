@@ -159,6 +159,7 @@ fn describe(error: &minijinja::Error) -> String {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the engine passes it so")]
 /// JSON as Python writes it: nothing escaped for HTML, a blank after commas and colons.
 fn to_json(value: &Value, options: Kwargs) -> Result<Value, minijinja::Error> {
     let failed = |error: serde_json::Error| minijinja::Error::new(ErrorKind::BadSerialization, error.to_string());

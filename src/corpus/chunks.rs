@@ -170,7 +170,7 @@ impl Chunks {
     /// chunks for its share makes all of them fewer ([`Self::shortage`]).
     pub fn plan(&self, samples: usize, selection: Selection) -> ChunkPlan {
         match self.weights() {
-            Some(weights) => self.dealt(samples, selection, &weights),
+            Some(weights) => dealt(samples, selection, &weights),
             None => self.sampled(samples, selection),
         }
     }
@@ -188,27 +188,6 @@ impl Chunks {
             Selection::Seeded(_) => ascending(order[taken..taken + spare].to_vec()),
         };
         ChunkPlan { summed: ascending(order[..taken].to_vec()), held_out }
-    }
-
-    fn dealt(&self, samples: usize, selection: Selection, weights: &[(&Share, f64)]) -> ChunkPlan {
-        let lengths: Vec<usize> = weights.iter().map(|(share, _)| share.chunks.len()).collect();
-        let weights_only: Vec<f64> = weights.iter().map(|(_, weight)| *weight).collect();
-        let taken = fitting(samples, &lengths, &weights_only);
-        let quotas = apportion(taken, &weights_only);
-        let spare = apportion(taken.div_ceil(32), &weights_only);
-        let mut plan = ChunkPlan { summed: Vec::new(), held_out: Vec::new() };
-        for (source, (share, _)) in weights.iter().enumerate() {
-            let count = lengths[source];
-            let order: Vec<usize> = match selection {
-                Selection::First => (0..count).collect(),
-                Selection::Seeded(seed) => shuffled(count, &format!("{STREAM} of source {source}"), seed),
-            };
-            let quota = quotas[source].min(count);
-            let rest = spare[source].min(count - quota);
-            plan.summed.extend(order[..quota].iter().map(|i| share.chunks.start + i));
-            plan.held_out.extend(order[quota..quota + rest].iter().map(|i| share.chunks.start + i));
-        }
-        ChunkPlan { summed: ascending(plan.summed), held_out: ascending(plan.held_out) }
     }
 
     /// Whether a source's few chunks keep the run below `samples`: the source, its chunks, and the chunks of the whole run.
@@ -232,6 +211,40 @@ impl Chunks {
     fn weights(&self) -> Option<Vec<(&Share, f64)>> {
         self.shares.as_ref()?.iter().map(|share| Some((share, share.weight?))).collect()
     }
+}
+
+impl Corpus {
+    /// The tokens of the whole text as `model` reads it, whatever weights the sources have. Control tokens are parsed where the corpus says so.
+    ///
+    /// # Errors
+    /// What the tokeniser refuses.
+    pub fn tokenize(&self, model: &Model) -> Result<Vec<i32>> {
+        let pieces: Vec<&Piece> = self.parts.iter().flat_map(|part| &part.pieces).collect();
+        let bos = model.adds_bos().then(|| model.bos());
+        joined(self, &pieces, bos, &|text, begin, special| model.tokenize(text, begin, special))
+    }
+}
+
+/// Deals `samples` chunks out to sources with these weights.
+fn dealt(samples: usize, selection: Selection, weights: &[(&Share, f64)]) -> ChunkPlan {
+    let lengths: Vec<usize> = weights.iter().map(|(share, _)| share.chunks.len()).collect();
+    let weights_only: Vec<f64> = weights.iter().map(|(_, weight)| *weight).collect();
+    let taken = fitting(samples, &lengths, &weights_only);
+    let quotas = apportion(taken, &weights_only);
+    let spare = apportion(taken.div_ceil(32), &weights_only);
+    let mut plan = ChunkPlan { summed: Vec::new(), held_out: Vec::new() };
+    for (source, (share, _)) in weights.iter().enumerate() {
+        let count = lengths[source];
+        let order: Vec<usize> = match selection {
+            Selection::First => (0..count).collect(),
+            Selection::Seeded(seed) => shuffled(count, &format!("{STREAM} of source {source}"), seed),
+        };
+        let quota = quotas[source].min(count);
+        let rest = spare[source].min(count - quota);
+        plan.summed.extend(order[..quota].iter().map(|i| share.chunks.start + i));
+        plan.held_out.extend(order[quota..quota + rest].iter().map(|i| share.chunks.start + i));
+    }
+    ChunkPlan { summed: ascending(plan.summed), held_out: ascending(plan.held_out) }
 }
 
 /// Turns text into tokens; whether it begins a text, and whether control tokens are parsed.

@@ -31,13 +31,17 @@ fn a_seed_names_its_chunks_for_ever() {
 }
 
 /// A tokeniser for tests: a token a character, 1 in front where a text begins, 2 for a parsed `#`.
+#[expect(clippy::unnecessary_wraps, reason = "tokenisers can fail")]
 fn characters(text: &str, begin: bool, special: bool) -> Result<Vec<i32>> {
     let token = |c: char| if special && c == '#' { 2 } else { c as i32 };
     Ok(begin.then_some(1).into_iter().chain(text.chars().map(token)).collect())
 }
 
+/// Texts, and whether they may spell control tokens.
+type Pieces<'a> = &'a [(&'a str, bool)];
+
 /// A corpus with one source for each list of pieces: text, and whether it is special.
-fn corpus(sources: &[(Option<f64>, Cut, &[(&str, bool)])]) -> Corpus {
+fn corpus(sources: &[(Option<f64>, Cut, Pieces)]) -> Corpus {
     let mut corpus = Corpus::default();
     for (i, (weight, cut, pieces)) in sources.iter().enumerate() {
         corpus.begin(Part { name: format!("s{i}"), weight: *weight, cut: *cut, ..Part::default() });

@@ -31,6 +31,7 @@ pub(super) struct Wanted<'a> {
     pub(super) path: PathBuf,
     pub(super) known: Known,
     /// Bytes at most.
+    #[cfg_attr(not(feature = "download"), expect(dead_code, reason = "only the network code asks"))]
     pub(super) limit: u64,
 }
 
@@ -113,7 +114,7 @@ fn zip_member(
     let path = store.path(part.file);
     let wanted = Wanted { name, urls: archive.urls, path: store.path(archive.file), known: archive.known, limit };
     if store.find(archive.file, archive.known, archive.urls)?.is_none() {
-        may_fetch(store, name, archive.urls, &path)?;
+        may_fetch(store, name, archive.urls, &wanted.path)?;
     }
     let zipped = file(store, archive.file, &wanted, progress)?;
     let _lock = lock(&path, progress)?;
@@ -165,8 +166,8 @@ fn stream(
         return Ok(path);
     }
     let wanted = Wanted { name, urls, path: whole, known: Known::Nothing, limit: u64::MAX };
-    http::with_retries(&wanted, &store.fetch, progress, |body, url| {
-        publish(&path, |output| head_of_stream(body, url, output, rule, sizes, progress), Known::Nothing)
+    http::with_retries(&wanted, &store.fetch, progress, |body| {
+        publish(&path, |output| head_of_stream(body, &wanted.path, output, rule, sizes, progress), Known::Nothing)
     })?;
     record(&path)?;
     Ok(path)
@@ -178,10 +179,10 @@ fn stream_stem(whole: &Path) -> Option<String> {
     Some(format!("{}.", name.strip_suffix(".json.gz").unwrap_or(name)))
 }
 
-/// Writes the first wanted samples of a gzip stream of JSON lines.
+/// Writes the first wanted samples of a gzip stream of JSON lines; `name` is for messages.
 fn head_of_stream(
     body: &mut dyn Read,
-    url: &str,
+    name: &Path,
     output: &mut File,
     rule: Rule,
     sizes: &Sizes,
@@ -192,7 +193,7 @@ fn head_of_stream(
     let mut output = BufWriter::new(output);
     let mut lines = BufReader::new(MultiGzDecoder::new(BufReader::new(body)));
     progress.begin("fetch", enough as u64, Unit::Items);
-    json_lines(Path::new(url), &mut lines, None, &mut |sample| {
+    json_lines(name, &mut lines, None, &mut |sample| {
         if progress.interrupted() {
             return Err(Error::Interrupted);
         }
@@ -204,7 +205,7 @@ fn head_of_stream(
         Ok(if taken >= enough || failed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;
     progress.end();
-    failed.and_then(|()| output.flush()).map_err(Error::io(url, "keep what came from"))
+    failed.and_then(|()| output.flush()).map_err(Error::io(name, "keep the head of"))
 }
 
 /// Writes a file beside `path` and gives it that name once it is complete and right.

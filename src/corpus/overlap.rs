@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     fn numbers(range: std::ops::Range<usize>) -> String {
-        range.map(|i| format!("Word{i}, ")).collect()
+        range.map(|i| format!("Word{i}")).collect::<Vec<_>>().join(", ")
     }
 
     fn overlap(text: &str, evaluation: &str) -> Overlap {

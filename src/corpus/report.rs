@@ -181,10 +181,10 @@ impl Composition {
         let mut lines: Vec<String> = self.sources.iter().map(SourceReport::line).collect();
         let domains = self.domains.iter().map(|(name, share)| format!("{name} {:.0} %", share * 100.0));
         lines.push(format!(
-            "text: {} samples, {} tokens, {} chunks; by keywords: {}",
-            self.samples,
+            "text: {}, {} tokens, {}; by keywords: {}",
+            counted(self.samples, "sample"),
             self.tokens,
-            self.chunks,
+            counted(self.chunks, "chunk"),
             domains.collect::<Vec<_>>().join(", ")
         ));
         if let Some(overlap) = &self.overlap {
@@ -201,16 +201,21 @@ impl SourceReport {
         if let Some(split) = self.split {
             line += &format!(" ({split})");
         }
-        line += &format!(": {} samples", self.samples);
+        line += &format!(": {}", counted(self.samples, "sample"));
         if self.chats > 0 {
-            line += &format!(" ({} conversations)", self.chats);
+            line += &format!(" ({})", counted(self.chats, "conversation"));
         }
         line += &format!(", {} characters", self.characters);
         if let (Some(tokens), Some(chunks)) = (self.tokens, self.chunks) {
-            line += &format!(", {tokens} tokens, {chunks} chunks");
+            line += &format!(", {tokens} tokens, {}", counted(chunks, "chunk"));
         }
         line
     }
+}
+
+/// A number with its noun.
+fn counted(n: usize, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
 
 fn source(corpus: &Corpus, part: &Part, counts: Option<(usize, usize)>) -> SourceReport {

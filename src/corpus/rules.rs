@@ -184,7 +184,7 @@ mod tests {
         let ends = |n: usize| format!("  {}  ", "é".repeat(n));
         assert_eq!(divided(Rule::Texts, &format!("{}\n{}\n", ends(100), ends(101))), [ends(101)]);
         let (short, long) = ("é".repeat(49), "é".repeat(50));
-        assert_eq!(divided(Rule::Paragraphs, &format!("{short}\n\n{long}\n")), [long.clone()]);
+        assert_eq!(divided(Rule::Paragraphs, &format!("{short}\n\n{long}\n")), std::slice::from_ref(&long));
         assert!(Rule::Paragraphs.divide(long, true, &SIZES).is_empty());
     }
 

@@ -2,24 +2,30 @@
 //!
 //! Messages are lower case and name the file first; the remedy is not part of the message but a [`Error::hint`], printed on a line of its own.
 
+mod analysis;
 mod compare;
 mod convert;
 mod corpus;
 mod eval;
+mod export;
 mod gguf;
 mod llama;
 mod model;
+mod report;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use analysis::AnalysisError;
 pub use compare::CompareError;
 pub use convert::ConvertError;
 pub use corpus::CorpusError;
 pub use eval::EvalError;
+pub use export::ExportError;
 pub use gguf::GgufError;
 pub use llama::LlamaError;
 pub use model::ModelError;
+pub use report::ReportError;
 
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -89,9 +95,18 @@ pub enum Error {
     /// Models cannot be compared.
     #[error(transparent)]
     Compare(#[from] CompareError),
+    /// An analysis found what it was asked to fail on.
+    #[error(transparent)]
+    Analysis(#[from] AnalysisError),
+    /// Numbers about a model cannot be exported.
+    #[error(transparent)]
+    Export(#[from] ExportError),
     /// llama.cpp refused something.
     #[error(transparent)]
     Llama(#[from] LlamaError),
+    /// A result cannot be shown.
+    #[error(transparent)]
+    Report(#[from] ReportError),
     /// The command line made no sense.
     #[error("{message}")]
     Usage {
@@ -125,7 +140,10 @@ impl Error {
             Error::Eval(error) => error.class(),
             Error::Corpus(error) => error.class(),
             Error::Compare(error) => error.class(),
+            Error::Analysis(error) => error.class(),
+            Error::Export(error) => error.class(),
             Error::Llama(error) => error.class(),
+            Error::Report(error) => error.class(),
             Error::Usage { .. } => Class::Usage,
             Error::Interrupted => Class::Interrupted,
         }
@@ -149,7 +167,10 @@ impl Error {
             Error::Eval(error) => error.hint(),
             Error::Corpus(error) => error.hint(),
             Error::Compare(error) => error.hint(),
+            Error::Analysis(error) => error.hint(),
+            Error::Export(error) => error.hint(),
             Error::Llama(error) => error.hint(),
+            Error::Report(error) => error.hint(),
             Error::Usage { hint, .. } => hint.clone(),
             Error::Interrupted => None,
         }

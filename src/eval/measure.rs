@@ -12,6 +12,7 @@ use super::perplexity::{Perplexity, Sums};
 use super::simulate::Simulation;
 use super::softmax::{Compared, compare, compare_stored, negative_log_likelihood};
 use super::windows::{Window, Windows};
+use crate::corpus::Corpus;
 use crate::error::{EvalError, ModelError};
 use crate::llama::{Context, ContextOptions, Logits, Model, Watch};
 use crate::util::progress::{Progress, Unit};
@@ -118,13 +119,13 @@ pub fn windows_of_file(reader: &LogitsReader, model: &Model, chunks: Option<usiz
 ///
 /// # Errors
 /// [`EvalError::Vocabulary`], [`EvalError::Tokens`].
-pub fn check_same_tokens(model: &Model, reference: &Model, text: &str, expected: &[i32]) -> Result<()> {
+pub fn check_same_tokens(model: &Model, reference: &Model, text: &Corpus, expected: &[i32]) -> Result<()> {
     let (path, of) = (model.path().to_path_buf(), reference.path().to_path_buf());
     let sizes = (reference.vocab_size(), model.vocab_size());
     if sizes.0 != sizes.1 {
         return Err(EvalError::Vocabulary { model: path, reference: of, expected: sizes.0, found: sizes.1 }.into());
     }
-    let found = reference.tokenize(text, true, false)?;
+    let found = text.tokenize(reference)?;
     let differs = found.iter().zip(expected).position(|(a, b)| a != b);
     match differs.or_else(|| (found.len() != expected.len()).then(|| found.len().min(expected.len()))) {
         Some(at) => Err(EvalError::Tokens { model: path, reference: of, at }.into()),

@@ -2,6 +2,7 @@
 
 use super::base_file::{LogitsReader, first_scored};
 use crate::Result;
+use crate::corpus::Corpus;
 use crate::error::ModelError;
 use crate::llama::Model;
 
@@ -54,6 +55,14 @@ impl Windows {
     pub fn new(model: &Model, text: &str, cut: Cut) -> Result<Self> {
         let tokens = model.tokenize(text, true, false)?;
         Self::from_tokens(tokens, model.adds_bos().then(|| model.bos()), cut)
+    }
+
+    /// As [`Self::new`], for a corpus, which says where its text spells control tokens.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of(model: &Model, corpus: &Corpus, cut: Cut) -> Result<Self> {
+        Self::from_tokens(corpus.tokenize(model)?, model.adds_bos().then(|| model.bos()), cut)
     }
 
     /// The chunks of a file of log-probabilities; `model` says what begins them.

@@ -147,7 +147,7 @@ fn records_are_pure_json_and_complete() {
         "tensors",
     ];
     fields("inspect out.gguf --json", "inspect", &summary);
-    let calibration = ["output", "stats", "permutations", "chunks", "chunk_size"];
+    let calibration = ["output", "stats", "permutations", "chunks", "chunk_size", "text"];
     fields("calibrate -m MODEL -o c.json -c EVALUATION -n 1 --ctx 32 --json", "calibrate", &calibration);
     let measured = [
         "model",

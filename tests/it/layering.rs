@@ -15,6 +15,7 @@ const FLOORS: &[&[&str]] = &[
     &["calib"],
     &["quant"],
     &["convert", "eval", "inspect"],
+    &["analysis"],
     &["report"],
     &["cli"],
 ];

@@ -32,6 +32,7 @@ impl From<Simulate> for Activations {
     }
 }
 
+use super::shared::DataArgs;
 use crate::cli::values::{Margin, RuleArg, Share};
 
 /// `tcq4 eval`
@@ -40,13 +41,18 @@ pub(crate) struct EvalArgs {
     /// The model; TCQ4 tensors are decoded into a temporary F16 copy first, unless this llama.cpp runs them itself
     pub(crate) model: PathBuf,
     /// A text; several are measured one by one, and averaged
-    #[arg(short = 'f', long, value_name = "FILE", required_unless_present = "logits")]
+    #[arg(short = 'f', long, value_name = "FILE", required_unless_present_any = ["logits", "dataset"])]
     pub(crate) text: Vec<PathBuf>,
+    /// A data set by name (see `tcq4 datasets`) or a file, with a sampling rule if you like (repeatable)
+    #[arg(short = 'd', long, value_name = "SRC[@RULE]")]
+    pub(crate) dataset: Vec<String>,
+    #[command(flatten)]
+    pub(crate) data: DataArgs,
     /// Compare with this model: KL divergence, both models side by side, nothing written to the disk
     #[arg(short = 'r', long, value_name = "MODEL")]
     pub(crate) reference: Option<PathBuf>,
     /// Compare with log-probabilities in a file of llama-perplexity (--kl-divergence-base), which holds the text too
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "reference", "ctx", "stride"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "dataset", "reference", "ctx", "stride"])]
     pub(crate) logits: Option<PathBuf>,
     /// Write the model's log-probabilities for --logits here and for llama-perplexity
     #[arg(long, value_name = "FILE", conflicts_with_all = ["reference", "logits", "stride"])]
@@ -81,8 +87,13 @@ pub(crate) struct CompareArgs {
     #[arg(num_args = 2.., required = true, value_name = "MODEL")]
     pub(crate) models: Vec<PathBuf>,
     /// A text to compare on (repeatable)
-    #[arg(short = 'f', long, value_name = "FILE", required = true)]
+    #[arg(short = 'f', long, value_name = "FILE", required_unless_present = "dataset")]
     pub(crate) text: Vec<PathBuf>,
+    /// A data set by name (see `tcq4 datasets`) or a file, with a sampling rule if you like (repeatable)
+    #[arg(short = 'd', long, value_name = "SRC[@RULE]")]
+    pub(crate) dataset: Vec<String>,
+    #[command(flatten)]
+    pub(crate) data: DataArgs,
     /// Tokens a chunk
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
     pub(crate) ctx: u32,

@@ -1,15 +1,19 @@
 //! The command line as the user types it. Nothing is looked up or opened here; `settings.rs` resolves what is left open.
 
+mod analyze;
 mod datasets;
 mod evaluate;
+mod export;
 mod look;
 mod produce;
 mod shared;
 
 use clap::{Args, Parser, Subcommand};
 
+pub(crate) use self::analyze::{AnalyzeArgs, LookArgs};
 pub(crate) use self::datasets::{DatasetsArgs, DatasetsCommand};
 pub(crate) use self::evaluate::{CompareArgs, EvalArgs};
+pub(crate) use self::export::{ChannelsArgs, ExportArgs, ExportWhat, RangesArgs, RowArgs, ScalesFromArgs};
 pub(crate) use self::look::{DiffArgs, InspectArgs, VerifyArgs};
 pub(crate) use self::produce::{CalibrateArgs, ConvertArgs, DequantizeArgs, PermsArgs, QuantizeArgs};
 pub(crate) use self::shared::{
@@ -21,7 +25,7 @@ use crate::tcq::Isa;
 #[derive(Debug, Parser)]
 #[command(name = "tcq4", version, long_version = crate::cli::version::LONG.as_str(), max_term_width = 120, propagate_version = false)]
 #[command(
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused input, 4 fallbacks under --strict, 130 interrupted."
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused input, 4 fallbacks under --strict or experts below a threshold, 130 interrupted."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -73,13 +77,21 @@ pub(crate) enum Command {
     Eval(EvalArgs),
     /// List the data sets that have names, or fetch them
     Datasets(DatasetsArgs),
+    /// Write numbers for other programs: rows of weights, channels, activation ranges, scales
+    Export(ExportArgs),
     /// Compare models on texts: paired differences of their perplexities, with intervals
     Compare(CompareArgs),
+    /// Show what quantisation does to a model, layer by layer
+    Analyze(Box<AnalyzeArgs>),
 }
 
 impl Command {
     /// Whether llama.cpp computes for this command.
     pub(crate) fn runs_a_model(&self) -> bool {
-        matches!(self, Command::Convert(_) | Command::Calibrate(_) | Command::Eval(_) | Command::Compare(_))
+        match self {
+            Command::Convert(_) | Command::Calibrate(_) | Command::Eval(_) | Command::Compare(_) => true,
+            Command::Analyze(args) => !args.calibration.calibration.is_empty(),
+            _ => false,
+        }
     }
 }

@@ -14,8 +14,8 @@ use crate::tcq::Encoder;
 #[command(next_help_heading = "Calibration")]
 pub(crate) struct CalibrationArgs {
     /// Calibration text (repeatable): a data set (see `tcq4 datasets`) or a text, .json, .jsonl or .csv file, also with .gz; with a sampling
-    /// rule and a share of the chunks if you like: c4@texts:0.3
-    #[arg(short, long = "calibration", value_name = "SRC[@RULE][:WEIGHT]")]
+    /// rule (@RULE) and a share of the chunks (:WEIGHT) if you like: c4@texts:0.3
+    #[arg(short, long = "calibration", value_name = "SRC")]
     pub(crate) calibration: Vec<String>,
     /// Say how much of the calibration text stands in this evaluation text, a data set or a file
     #[arg(long, value_name = "SRC", requires = "calibration")]
@@ -55,13 +55,13 @@ pub(crate) struct DataArgs {
 #[command(next_help_heading = "Texts")]
 pub(crate) struct StoreArgs {
     /// Folder of the data sets [default: tcq4/datasets in the user's cache folder]
-    #[arg(long, value_name = "DIR", env = "TCQ4_DATA_DIR")]
+    #[arg(long, global = true, value_name = "DIR", env = "TCQ4_DATA_DIR")]
     pub(crate) data_dir: Option<PathBuf>,
     /// Fetch nothing from the network
-    #[arg(long, env = "TCQ4_OFFLINE", value_parser = clap::builder::BoolishValueParser::new())]
+    #[arg(long, global = true, env = "TCQ4_OFFLINE", value_parser = clap::builder::BoolishValueParser::new())]
     pub(crate) offline: bool,
     /// Server to fetch from instead of https://HOST/PATH: it has everything under /HOST/PATH
-    #[arg(long, value_name = "URL", env = "TCQ4_DATA_MIRROR")]
+    #[arg(long, global = true, value_name = "URL", env = "TCQ4_DATA_MIRROR")]
     pub(crate) data_mirror: Option<String>,
 }
 

@@ -10,10 +10,10 @@ use super::subject::Subject;
 use crate::cli::args::CompareArgs;
 use crate::cli::printer::record_text;
 use crate::cli::values::RuleArg;
-use crate::cli::{Outcome, Session};
+use crate::cli::{Outcome, Session, data};
 use crate::corpus::Corpus;
 use crate::error::{CompareError, Error, Result};
-use crate::eval::{CompareSettings, Comparison, Contender, PerplexityOptions, Rule, Score, compare, perplexity};
+use crate::eval::{CompareSettings, Comparison, Contender, Cut, Options, Rule, Score, Windows, compare, measure_alone};
 use crate::gguf::Source;
 use crate::inspect::summarize;
 use crate::llama::Model;
@@ -36,7 +36,7 @@ struct Record<'a> {
 /// A text with its name, and the tokens into which the first model cuts it.
 struct Dataset {
     name: String,
-    text: String,
+    text: Corpus,
     tokens: Vec<i32>,
 }
 
@@ -47,7 +47,7 @@ pub(in crate::cli) fn run(session: &Session, args: &CompareArgs) -> Outcome {
     check_vocabularies(&sources)?;
     let mut models = contenders(&args.models, &sources);
     drop(sources);
-    let mut datasets = datasets(&args.text)?;
+    let mut datasets = datasets(session, args)?;
     let mut scores = Vec::new();
     for model in &mut models {
         session.progress.note(&format!("{} ({} of {})", model.name, scores.len() + 1, args.models.len()));
@@ -137,14 +137,12 @@ fn contenders(paths: &[PathBuf], sources: &[Source]) -> Vec<Contender> {
     names.into_iter().zip(paths).zip(sources).map(contender).collect()
 }
 
-fn datasets(paths: &[PathBuf]) -> Result<Vec<Dataset>> {
+fn datasets(session: &Session, args: &CompareArgs) -> Result<Vec<Dataset>> {
+    let texts = data::evaluation(session, &args.text, &args.dataset, &args.data, &args.models[0])?;
+    let (paths, texts): (Vec<PathBuf>, Vec<Corpus>) = texts.into_iter().unzip();
     let file_name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
-    let names = distinct_names(paths, file_name);
-    let dataset = |(name, path): (String, &PathBuf)| {
-        let text = Corpus::read(std::slice::from_ref(path))?.text;
-        Ok(Dataset { name, text, tokens: Vec::new() })
-    };
-    names.into_iter().zip(paths).map(dataset).collect()
+    let names = distinct_names(&paths, file_name).into_iter().zip(texts);
+    Ok(names.map(|(name, text)| Dataset { name, text, tokens: Vec::new() }).collect())
 }
 
 /// Short names of files, longer ones where the short ones are not distinct.
@@ -169,17 +167,18 @@ fn score(
     datasets: &mut [Dataset],
     path: &Path,
 ) -> Result<Vec<Score>> {
-    let options =
-        PerplexityOptions { ctx: args.ctx, chunks: args.chunks.map(|n| n as usize), threads: session.threads() };
+    let cut = Cut { ctx: args.ctx, chunks: args.chunks.map(|n| n as usize), stride: None };
+    let options = Options { threads: session.threads(), ..Options::default() };
     let mut scores = Vec::new();
     for dataset in datasets {
-        let tokens = model.tokenize(&dataset.text, true, false)?;
+        let tokens = dataset.text.tokenize(model)?;
         if dataset.tokens.is_empty() {
             dataset.tokens = tokens;
         } else {
             check_tokens(path, &args.models[0], dataset, &tokens)?;
         }
-        scores.push(Score::from(&perplexity(model, &dataset.text, &options, &session.progress)?));
+        let windows = Windows::of(model, &dataset.text, cut)?;
+        scores.push(Score::from(&measure_alone(model, &windows, options.clone(), &session.progress)?));
     }
     Ok(scores)
 }

@@ -37,12 +37,12 @@ pub(in crate::cli) fn run(session: &Session, args: &DatasetsArgs) -> Outcome {
     let store = data::store(&args.store);
     match &args.command {
         None => list(session, &store),
-        Some(DatasetsCommand::Fetch { names }) => fetch_all(session, store, names),
+        Some(DatasetsCommand::Fetch { names }) => fetch_all(session, store, names)?,
     }
-    .map(|()| 0)
+    Ok(0)
 }
 
-fn list(session: &Session, store: &Store) -> anyhow::Result<()> {
+fn list(session: &Session, store: &Store) {
     let entries: Vec<Entry> = CATALOGUE
         .iter()
         .flat_map(|set| PURPOSES.map(|(purpose, name)| entry(set, set.part(purpose), purpose, name, store)))
@@ -59,7 +59,6 @@ fn list(session: &Session, store: &Store) -> anyhow::Result<()> {
     session
         .printer
         .record("datasets", json!({ "folder": store.folder, "offline": store.offline, "datasets": entries }));
-    Ok(())
 }
 
 fn entry(set: &'static Dataset, part: &'static Part, purpose: Purpose, name: &'static str, store: &Store) -> Entry {
@@ -85,7 +84,7 @@ fn entry(set: &'static Dataset, part: &'static Part, purpose: Purpose, name: &'s
     }
 }
 
-fn fetch_all(session: &Session, store: Store, names: &[String]) -> anyhow::Result<()> {
+fn fetch_all(session: &Session, store: Store, names: &[String]) -> crate::Result<()> {
     let sets = names.iter().map(|name| dataset(name)).collect::<crate::Result<Vec<_>>>()?;
     let options = LoadOptions { store, ..LoadOptions::default() };
     let mut fetched = Vec::new();

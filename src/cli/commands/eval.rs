@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::eval_text;
 use super::subject::Subject;
 use crate::cli::args::EvalArgs;
-use crate::cli::{Outcome, Session};
+use crate::cli::{Outcome, Session, data};
 use crate::convert::{Conversion, PlanSettings, is_tcq4, permutations};
 use crate::corpus::Corpus;
 use crate::error::{Error, EvalError, Result};
@@ -89,7 +89,7 @@ fn check(args: &EvalArgs) -> Result<()> {
         return Err(usage(message, "half of --ctx is usual"));
     }
     if let Some(path) = &args.logits_out {
-        if args.text.len() > 1 {
+        if args.text.len() + args.dataset.len() > 1 {
             return Err(usage("--logits-out takes one text".into(), "run `tcq4 eval` once for each text"));
         }
         check_target(path, args.force, &[&args.model])?;
@@ -131,13 +131,12 @@ fn against_file(
 }
 
 fn over_texts(session: &Session, args: &EvalArgs, subject: &Subject, options: &Options) -> Result<Vec<DataSet>> {
-    let texts = args.text.iter().map(|path| Ok((path, Corpus::read(std::slice::from_ref(path))?.text)));
-    let texts = texts.collect::<Result<Vec<_>>>()?;
+    let texts = data::evaluation(session, &args.text, &args.dataset, &args.data, &args.model)?;
     let reference = args.reference.as_deref().map(|path| Subject::open(session, path, args.ngl, false)).transpose()?;
     let cut = Cut { ctx: args.ctx, chunks: args.chunks.map(|n| n as usize), stride: args.stride };
     let (model, progress) = (&subject.model, &session.progress);
-    let one = |(path, text): (&PathBuf, String)| {
-        let windows = Windows::new(model, &text, cut)?;
+    let one = |(path, text): (PathBuf, Corpus)| {
+        let windows = Windows::of(model, &text, cut)?;
         let measured = if let Some(reference) = &reference {
             check_same_tokens(model, &reference.model, &text, windows.tokens())?;
             measure(model, Reference::Model(&reference.model), &windows, options.clone(), progress)?
@@ -148,7 +147,7 @@ fn over_texts(session: &Session, args: &EvalArgs, subject: &Subject, options: &O
             };
             Measured { perplexity, divergence: None }
         };
-        Ok(DataSet { text: path.clone(), measured })
+        Ok(DataSet { text: path, measured })
     };
     texts.into_iter().map(one).collect()
 }

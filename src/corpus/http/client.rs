@@ -85,13 +85,13 @@ pub(in crate::corpus) fn with_retries(
     wanted: &Wanted,
     options: &FetchOptions,
     progress: &dyn Progress,
-    mut take: impl FnMut(&mut dyn Read, &str) -> Result<()>,
+    mut take: impl FnMut(&mut dyn Read) -> Result<()>,
 ) -> Result<()> {
     let agent = agent(options);
     repeat(wanted, options, progress, |url| {
         let response = answer(&agent, url, None)?;
         match response.status().as_u16() {
-            200 => take(&mut response.into_body().into_reader(), url).map_err(|error| match error {
+            200 => take(&mut response.into_body().into_reader()).map_err(|error| match error {
                 Error::Io { source, .. } if is_network(source.kind()) => {
                     Failure::Passing { what: source.to_string(), came: false }
                 }

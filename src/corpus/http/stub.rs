@@ -22,7 +22,7 @@ pub(in crate::corpus) fn with_retries(
     wanted: &Wanted,
     _: &FetchOptions,
     _: &dyn Progress,
-    _: impl FnMut(&mut dyn Read, &str) -> Result<()>,
+    _: impl FnMut(&mut dyn Read) -> Result<()>,
 ) -> Result<()> {
     refuse(wanted)
 }

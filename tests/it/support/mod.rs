@@ -2,8 +2,11 @@
 
 pub mod alloc;
 pub mod cmd;
+pub mod evidence;
 pub mod mount;
 pub mod raw;
+#[cfg(feature = "download")]
+pub mod server;
 pub mod tiny_model;
 
 use std::io::Write;
