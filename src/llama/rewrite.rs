@@ -14,6 +14,7 @@ pub struct Input<'a> {
 
 impl<'a> Input<'a> {
     /// Rows of `shape[0]` values in `data`, each once however often it is used. `None` if rows overlap or reach beyond the data.
+    #[cfg(any(feature = "llama", test))]
     pub(super) fn new(data: &'a mut [f32], shape: [usize; 4], strides: [usize; 4]) -> Option<Self> {
         let columns = shape[0];
         let mut offsets = Vec::new();
@@ -78,6 +79,7 @@ pub struct Watch<'a> {
     pub rewriter: Option<&'a mut dyn Rewriter>,
 }
 
+#[cfg(feature = "llama")]
 impl Watch<'_> {
     /// The same, for a shorter time.
     pub(super) fn reborrow(&mut self) -> Watch<'_> {

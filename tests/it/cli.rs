@@ -152,6 +152,7 @@ fn records_are_pure_json_and_complete() {
     let measured = [
         "model",
         "decoded",
+        "simulate",
         "reference",
         "logits_out",
         "perplexity",

@@ -136,11 +136,11 @@ const SCALED_TOLERANCE: f32 = 2e-3;
 #[test]
 fn scaled_inputs_are_scaled_weights_and_nobody_else_sees_them() {
     let dir = Dir::new();
-    for (tiny, parts) in [
-        (dense(), &["attn_q", "attn_k", "attn_output", "ffn_gate", "ffn_up", "ffn_down"][..]),
-        (moe(), &["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "attn_v"]),
+    for (name, tiny, parts) in [
+        ("dense.gguf", dense(), &["attn_q", "attn_k", "attn_output", "ffn_gate", "ffn_up", "ffn_down"][..]),
+        ("moe.gguf", moe(), &["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "attn_v"]),
     ] {
-        let model = load(&dir, "tiny.gguf", &tiny);
+        let model = load(&dir, name, &tiny);
         let plain = logits(&model, 64, None);
         for &part in parts {
             let expected = logits(&scaled(&dir, &tiny, part), 64, None);
