@@ -194,7 +194,9 @@ fn nothing_sticks_out_on_a_phone() {
         assert_eq!(browser.eval(script), json!([width, width]));
     }
     browser.resize(360, 800);
-    let wide = browser.eval("document.querySelector('.table .scroll').scrollWidth > document.querySelector('.table .scroll').clientWidth");
+    let wide = browser.eval(
+        "document.querySelector('.table .scroll').scrollWidth > document.querySelector('.table .scroll').clientWidth",
+    );
     assert_eq!(wide, true, "tables scroll inside their box");
     let small = browser.eval(
         "Math.min(...[...document.querySelectorAll('svg text')].map(t => t.getBoundingClientRect().height).filter(h => h > 0))",

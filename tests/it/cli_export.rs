@@ -72,7 +72,7 @@ fn a_row_with_the_scale_of_a_conversion() {
     assert_eq!(rows.len(), 256);
     for (j, row) in rows.iter().enumerate() {
         let [id, mean, mean_scaled, w, w_scaled, scale] = row[..] else { panic!() };
-        assert_eq!((id, mean, w), (j as f64, 0.0625, f64::from(weights[j])));
+        assert_eq!((id, mean, w as f32), (j as f64, 0.0625, weights[j]));
         assert!((mean_scaled * scale - mean).abs() < 1e-9 && (w_scaled - w * scale).abs() < 1e-6 * w.abs(), "{row:?}");
     }
     // Closed form: the activation is scaled by (‖w‖² / E[x²])^¼, the weights by its inverse: larger inputs, larger factors.

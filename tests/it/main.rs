@@ -34,9 +34,9 @@ mod llama;
 mod model;
 mod prepare;
 mod quant;
+mod report;
 #[cfg(feature = "llama")]
 mod rewrite;
-mod report;
 mod safety;
 mod support;
 mod tiny_forward;

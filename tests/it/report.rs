@@ -89,16 +89,19 @@ fn names_from_models_are_escaped() {
 #[test]
 fn names_of_files_differ() {
     let page = page(&analysis(Shape { layers: 4, experts: 8, detailed: 4 }));
-    let mut names: Vec<String> = [Csv.export(&page).unwrap(), Pictures.export(&page).unwrap(), Html.export(&page).unwrap()]
-        .concat()
-        .into_iter()
-        .map(|file| file.name)
-        .collect();
+    let mut names: Vec<String> =
+        [Csv.export(&page).unwrap(), Pictures.export(&page).unwrap(), Html.export(&page).unwrap()]
+            .concat()
+            .into_iter()
+            .map(|file| file.name)
+            .collect();
     let all = names.len();
     names.sort();
     names.dedup();
     assert_eq!(names.len(), all);
-    for name in ["report.html", "tensors.csv", "rounding_stats.csv", "channel_statistics.csv", "gates.csv", "experts.csv"] {
+    for name in
+        ["report.html", "tensors.csv", "rounding_stats.csv", "channel_statistics.csv", "gates.csv", "experts.csv"]
+    {
         assert!(names.iter().any(|known| known == name), "{name}");
     }
 }
@@ -168,7 +171,8 @@ fn labels_are_in_the_png_without_fonts_on_the_machine() {
     let (figure, _) = page.figures().into_iter().find(|(figure, _)| figure.name == "bytes_by_type").unwrap();
     let with = tcq4::report::png::png("p", &figure.draw(true).unwrap().svg).unwrap();
     let blank = figure.draw(true).unwrap().svg;
-    let blank: String = blank.lines().filter(|line| !line.starts_with("<text") && !line.starts_with("</text")).collect();
+    let blank: String =
+        blank.lines().filter(|line| !line.starts_with("<text") && !line.starts_with("</text")).collect();
     let blank: String = blank.split("<text").next().unwrap().to_owned() + "</svg>";
     let without = tcq4::report::png::png("p", &blank).unwrap();
     assert!(with.starts_with(b"\x89PNG") && with.len() > without.len() + 1000, "{} and {}", with.len(), without.len());
