@@ -143,7 +143,7 @@ impl Error {
             Error::Analysis(error) => error.class(),
             Error::Export(error) => error.class(),
             Error::Llama(error) => error.class(),
-            Error::Report(error) => error.class(),
+            Error::Report(_) => Class::Failed,
             Error::Usage { .. } => Class::Usage,
             Error::Interrupted => Class::Interrupted,
         }

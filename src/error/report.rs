@@ -1,7 +1,5 @@
 //! What can go wrong while results are written for people to read.
 
-use super::Class;
-
 /// Why a page, a picture or a table could not be made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -31,10 +29,6 @@ pub enum ReportError {
 }
 
 impl ReportError {
-    pub(super) fn class(&self) -> Class {
-        Class::Failed
-    }
-
     pub(super) fn hint(&self) -> Option<String> {
         match self {
             ReportError::Png { .. } => Some("the SVG beside it shows the same".into()),

@@ -133,7 +133,9 @@ mod tests {
             .collect();
         let (mut sums, mut nll) = (DivergenceSums::default(), Moments::default());
         sums.add_chunk(&tokens);
-        tokens.iter().for_each(|t| nll.add(t.nll));
+        for token in &tokens {
+            nll.add(token.nll);
+        }
         (sums.divergence(&nll, CUT), nll)
     }
 

@@ -137,7 +137,7 @@ mod tests {
             round_row(path, codec, Some(&order), &row, &mut rounded);
             // new[i] = old[5 i mod 512], rotated by Sylvester's matrix in f64, rounded, rotated and put back.
             let rotate = |values: &[f32]| -> Vec<f32> {
-                let sign = |i: usize, j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                let sign = |i: usize, j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
                 let one =
                     |chunk: &[f32], i: usize| (0..256).map(|j| sign(i, j) * f64::from(chunk[j])).sum::<f64>() / 16.0;
                 values.chunks(256).flat_map(|chunk| (0..256).map(|i| one(chunk, i) as f32)).collect()

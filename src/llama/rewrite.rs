@@ -12,10 +12,10 @@ pub struct Input<'a> {
     offsets: Vec<usize>,
 }
 
-impl<'a> Input<'a> {
+impl Input<'_> {
     /// Rows of `shape[0]` values in `data`, each once however often it is used. `None` if rows overlap or reach beyond the data.
     #[cfg(any(feature = "llama", test))]
-    pub(super) fn new(data: &'a mut [f32], shape: [usize; 4], strides: [usize; 4]) -> Option<Self> {
+    pub(super) fn new(data: &mut [f32], shape: [usize; 4], strides: [usize; 4]) -> Option<Input<'_>> {
         let columns = shape[0];
         let mut offsets = Vec::new();
         if !shape.contains(&0) {
@@ -29,7 +29,7 @@ impl<'a> Input<'a> {
         offsets.dedup(); // a stride of 0 repeats a row
         let apart = offsets.windows(2).all(|pair| pair[1] - pair[0] >= columns);
         let inside = offsets.last().is_none_or(|last| last + columns <= data.len());
-        (apart && inside).then_some(Self { data, columns, offsets })
+        (apart && inside).then_some(Input { data, columns, offsets })
     }
 
     /// The length of a row.

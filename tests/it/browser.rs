@@ -85,7 +85,7 @@ fn a_keyboard_sorts_too() {
     let button = heading(&mut browser, "Tensor");
     browser.eval(&format!("document.querySelector({button:?}).focus()"));
     let enter = json!({"type": "keyDown", "key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"});
-    browser.call("Input.dispatchKeyEvent", enter);
+    browser.call("Input.dispatchKeyEvent", &enter);
     let names = column(&mut browser, "Tensor");
     assert_eq!(names.first().map(String::as_str), Some("blk.0.attn_k.weight"));
     assert!(names.iter().position(|n| n.starts_with("blk.2.")) < names.iter().position(|n| n.starts_with("blk.10.")));

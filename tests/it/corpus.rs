@@ -114,8 +114,8 @@ fn overlap_with_the_evaluation_text_is_measured_and_warned_of() {
     let dir = Dir::new();
     let text = text();
     let half = text.floor_char_boundary(text.len() / 2);
-    dir.write("half.txt", text[..half].as_bytes());
-    dir.write("rest.txt", text[half..].as_bytes());
+    dir.write("half.txt", &text.as_bytes()[..half]);
+    dir.write("rest.txt", &text.as_bytes()[half..]);
     let run = |against: &str| dir.tcq4(&format!("{RUN} -c EVALUATION -n 2 --check-overlap {against}"));
     let done = run("half.txt");
     assert!(done.stderr.contains("of the calibration text stands in half.txt too"), "{}", done.stderr);

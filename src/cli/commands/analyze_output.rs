@@ -22,7 +22,7 @@ enum Form {
 }
 
 fn form(path: &Path) -> Result<Form> {
-    let extension = path.extension().map(|extension| extension.to_ascii_lowercase());
+    let extension = path.extension().map(std::ffi::OsStr::to_ascii_lowercase);
     match extension.as_ref().and_then(|extension| extension.to_str()) {
         _ if path.as_os_str().to_string_lossy().ends_with('/') || path.is_dir() => Ok(Form::Folder),
         Some("json") => Ok(Form::Record),

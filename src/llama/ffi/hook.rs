@@ -45,10 +45,10 @@ impl Hook {
         self.walk.begin(kind, rewriter.is_some());
         // SAFETY: only the lifetimes change; `disarm` drops the pointers before the borrows end.
         unsafe {
-            self.observer =
-                observer.map(|o| std::mem::transmute::<&mut dyn Observer, &'static mut dyn Observer>(o) as _);
-            self.rewriter =
-                rewriter.map(|r| std::mem::transmute::<&mut dyn Rewriter, &'static mut dyn Rewriter>(r) as _);
+            self.observer = observer
+                .map(|o| std::ptr::from_mut(std::mem::transmute::<&mut dyn Observer, &'static mut dyn Observer>(o)));
+            self.rewriter = rewriter
+                .map(|r| std::ptr::from_mut(std::mem::transmute::<&mut dyn Rewriter, &'static mut dyn Rewriter>(r)));
         }
         (self.watching, self.changed, self.to_the_end) = (false, false, to_the_end);
         self.last_wanted.clear();

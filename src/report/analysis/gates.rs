@@ -19,7 +19,7 @@ pub(super) fn section(analysis: &Analysis) -> Section {
         ],
         follows: "Rounding errors in dead channels cost nothing. In critical channels they can wake what should be silent, so these are worth the encoder's care.".into(),
         blocks: vec![
-            Block::Figures([counts(analysis), critical_map(analysis), suppression(analysis)].into_iter().flatten().collect()),
+            Block::Figures(vec![counts(analysis), critical_map(analysis), suppression(analysis)]),
             Block::Table(table(analysis)),
             Block::Table(channel_table(&analysis.gate_details)),
         ],
@@ -31,7 +31,7 @@ fn ratio(part: u32, gate: &GateRow) -> f32 {
     part as f32 / gate.channels.max(1) as f32
 }
 
-fn counts(analysis: &Analysis) -> Option<Figure> {
+fn counts(analysis: &Analysis) -> Figure {
     type Of = fn(&GateRow) -> u32;
     let parts: [(&str, Of); 3] = [
         ("dead", |gate| gate.dead_channels),
@@ -43,15 +43,15 @@ fn counts(analysis: &Analysis) -> Option<Figure> {
         series(name, if analysis.gates.len() > 2 { Shape::Line(points(of)) } else { Shape::Points(points(of)) })
     });
     let plot = chart(Axis::linear("Layer"), Axis::linear("share of the channels").including(0.0), parts.into());
-    Some(figure("gate_channels", "Dead, risky and critical channels", "Shares of each gate's output channels.", plot))
+    figure("gate_channels", "Dead, risky and critical channels", "Shares of each gate's output channels.", plot)
 }
 
-fn critical_map(analysis: &Analysis) -> Option<Figure> {
+fn critical_map(analysis: &Analysis) -> Figure {
     let kinds: Vec<String> = analysis.gates.iter().map(|gate| kind(&gate.tensor)).collect();
     let placed = analysis.gates.iter().zip(&kinds);
     let placed = placed.map(|(g, kind)| Placed { kind, layer: Some(g.layer), value: Some(g.negative_share) });
     let caption = "The share of pre-activations below 0: what the activation function suppresses.";
-    Some(by_layer(placed).heat("gate_negative_share", "Share of negative pre-activations", caption, "Share", BY_VALUE))
+    by_layer(placed).heat("gate_negative_share", "Share of negative pre-activations", caption, "Share", BY_VALUE)
 }
 
 /// The name of a tensor without its layer.
@@ -60,19 +60,19 @@ fn kind(tensor: &str) -> String {
     rest.trim_end_matches(".weight").to_owned()
 }
 
-fn suppression(analysis: &Analysis) -> Option<Figure> {
+fn suppression(analysis: &Analysis) -> Figure {
     let points = analysis.gates.iter().filter_map(|g| Some((f64::from(g.layer), f64::from(g.suppression?))));
     let plot = chart(
         Axis::linear("Layer"),
         Axis::linear("mean|f(Z)| / mean|Z|").including(0.0),
         vec![series("", Shape::Points(points.collect()))],
     );
-    Some(figure(
+    figure(
         "gate_suppression",
         "What is left of negative channels",
         "Each point is one gate; near 0 the function silences them.",
         plot,
-    ))
+    )
 }
 
 const COLUMNS: [Column; 21] = [

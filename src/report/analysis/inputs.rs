@@ -18,23 +18,23 @@ pub(super) fn importance(analysis: &Analysis) -> Section {
         ],
         follows: "Inputs with a large share gain most from channel scales and from dealing large channels out over the blocks; whether they did is in the next section.".into(),
         blocks: vec![
-            Block::Figures([share_map(analysis), rank_agreement(analysis)].into_iter().flatten().collect()),
+            Block::Figures(std::iter::once(share_map(analysis)).chain(rank_agreement(analysis)).collect()),
             Block::Table(importance_table(analysis)),
         ],
         ..Section::default()
     }
 }
 
-fn share_map(analysis: &Analysis) -> Option<Figure> {
+fn share_map(analysis: &Analysis) -> Figure {
     let share = |group: &GroupRow| group.importance.as_ref().map(|i| i.mean_sq.top_1_percent);
     let placed = analysis.groups.iter().map(|g| Placed { kind: &g.kind, layer: g.layer, value: share(g) });
-    Some(by_layer(placed).heat(
+    by_layer(placed).heat(
         "importance_top_share",
         "Share of E[x²] in the largest 1 % of the channels",
         "Each cell is one input; bright cells are dominated by few channels.",
         "Share",
         BY_VALUE,
-    ))
+    )
 }
 
 /// How well the cheap measures order the channels as E[x²] does.
@@ -138,7 +138,7 @@ pub(super) fn scales(analysis: &Analysis) -> Section {
         ],
         follows: "Where the closed form is about as good as the best α, nothing is lost by not searching. Where both are above 1, the input is better left unscaled.".into(),
         blocks: vec![
-            Block::Figures([best_alpha(analysis), gain(analysis)].into_iter().flatten().collect()),
+            Block::Figures(vec![best_alpha(analysis), gain(analysis)]),
             Block::Table(scale_table(analysis)),
         ],
         ..Section::default()
@@ -154,20 +154,20 @@ fn by_kind(analysis: &Analysis, value: impl Fn(&GroupRow) -> Option<f32>) -> Vec
     kinds.iter().map(|kind| (kind.clone(), points(kind))).collect()
 }
 
-fn best_alpha(analysis: &Analysis) -> Option<Figure> {
+fn best_alpha(analysis: &Analysis) -> Figure {
     let points = by_kind(analysis, |group| group.alpha.as_ref().map(|alpha| alpha.best_alpha));
     let kinds = points.into_iter().filter(|(_, points)| !points.is_empty());
     let kinds: Vec<_> = kinds.map(|(kind, points)| series(&kind, Shape::Points(points))).collect();
     let plot = chart(Axis::linear("Layer"), Axis::linear("best α").including(0.0), kinds);
-    Some(figure(
+    figure(
         "best_alpha",
         "Best exponent by layer",
         "Each point is one input. Scattered points mean that the error hardly depends on α.",
         plot,
-    ))
+    )
 }
 
-fn gain(analysis: &Analysis) -> Option<Figure> {
+fn gain(analysis: &Analysis) -> Figure {
     type Of = fn(&crate::analysis::record::AlphaRow) -> f32;
     let parts: [(&str, Of); 2] = [
         ("best α", |row| row.best_error / row.error_unscaled),
@@ -182,12 +182,12 @@ fn gain(analysis: &Analysis) -> Option<Figure> {
         .collect();
     all.push(series("unscaled", Shape::Level(1.0)));
     let plot = chart(Axis::linear("Layer"), Axis::linear("error / unscaled error"), all);
-    Some(figure(
+    figure(
         "scale_gain",
         "Error with scales over error without",
         "Below the line scales help; the distance of the two colours is what the search over α would bring.",
         plot,
-    ))
+    )
 }
 
 const SCALE_COLUMNS: [Column; 12] = [

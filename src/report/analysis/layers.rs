@@ -8,7 +8,7 @@ use crate::report::plot::{Figure, HeatMap, Plot, Scale, Shades};
 
 /// Section: how alike the layers' inputs are.
 pub(super) fn section(analysis: &Analysis) -> Section {
-    let mut figures: Vec<Figure> = previous(analysis).into_iter().collect();
+    let mut figures = vec![previous(analysis)];
     figures.extend(analysis.similarity.iter().filter(|similarity| similarity.layers.len() > 1).map(matrix));
     Section {
         id: "similarity".into(),
@@ -23,18 +23,18 @@ pub(super) fn section(analysis: &Analysis) -> Section {
     }
 }
 
-fn previous(analysis: &Analysis) -> Option<Figure> {
+fn previous(analysis: &Analysis) -> Figure {
     let placed = analysis.groups.iter();
     let placed = placed.map(|g| Placed { kind: &g.kind, layer: g.layer, value: g.similarity_previous });
     let caption =
         "Each cell compares an input with that of the layer before; a dark cell is where the large channels change.";
-    Some(by_layer(placed).heat(
+    by_layer(placed).heat(
         "similarity_previous",
         "Likeness to the layer before",
         caption,
         "Cosine",
         Shades::Range(Scale::Linear, Some((0.0, 1.0))),
-    ))
+    )
 }
 
 fn matrix(similarity: &Similarity) -> Figure {

@@ -21,7 +21,7 @@ pub(super) fn errors(analysis: &Analysis) -> Section {
         ],
         follows: "A bright row is a kind of tensor that wants more bits or another preparation; a single bright cell is a layer to look at below. The bars tell whether the weights or the activations are to blame.".into(),
         blocks: vec![
-            Block::Figures([error_map(analysis), worst_and_median(analysis), by_path(analysis)].into_iter().flatten().collect()),
+            Block::Figures([Some(error_map(analysis)), worst_and_median(analysis), by_path(analysis)].into_iter().flatten().collect()),
             Block::Table(tensor_table(analysis)),
         ],
         ..Section::default()
@@ -32,15 +32,15 @@ fn assumed(tensor: &TensorRow) -> Option<f32> {
     tensor.output.map(|output| output.assumed)
 }
 
-fn error_map(analysis: &Analysis) -> Option<Figure> {
+fn error_map(analysis: &Analysis) -> Figure {
     let placed = analysis.tensors.iter().map(|t| Placed { kind: &t.kind, layer: t.layer, value: assumed(t) });
-    Some(by_layer(placed).heat(
+    by_layer(placed).heat(
         "output_error_by_layer",
         "Relative output error by layer",
         "Each cell is one tensor; the scale is logarithmic. Grey: not measured.",
         "Error",
         BY_RATIO,
-    ))
+    )
 }
 
 fn worst_and_median(analysis: &Analysis) -> Option<Figure> {
@@ -172,14 +172,14 @@ pub(super) fn types(analysis: &Analysis) -> Section {
         ],
         follows: "Substitutions cost bits, not quality; with --strict the conversion refuses them.".into(),
         blocks: vec![
-            Block::Figures([type_map(analysis), bits_by_type(analysis)].into_iter().flatten().collect()),
+            Block::Figures([Some(type_map(analysis)), bits_by_type(analysis)].into_iter().flatten().collect()),
             Block::Table(type_table(analysis)),
         ],
         ..Section::default()
     }
 }
 
-fn type_map(analysis: &Analysis) -> Option<Figure> {
+fn type_map(analysis: &Analysis) -> Figure {
     let plain = distinct(analysis.tensors.iter().filter(|t| !t.substituted).map(|t| t.to.as_str()));
     let stand_ins = distinct(analysis.tensors.iter().filter(|t| t.substituted).map(|t| t.to.as_str()));
     let kind_of = |tensor: &TensorRow| {
@@ -191,7 +191,7 @@ fn type_map(analysis: &Analysis) -> Option<Figure> {
     let names = plain.iter().cloned().chain(stand_ins.iter().map(|name| format!("{name} *"))).collect();
     let caption =
         "Each cell is one tensor; a star and vermillion mark substitutions. Grey: the layer has no such tensor.";
-    Some(by_layer(placed).heat("types_by_layer", "Type by layer", caption, "Type", Shades::Kinds(names, plain.len())))
+    by_layer(placed).heat("types_by_layer", "Type by layer", caption, "Type", Shades::Kinds(names, plain.len()))
 }
 
 fn bits_by_type(analysis: &Analysis) -> Option<Figure> {

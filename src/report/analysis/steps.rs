@@ -19,8 +19,7 @@ pub(super) fn section(analysis: &Analysis) -> Section {
         follows: "If “rotated” is below “rotated, not prepared”, scaling and ordering pay. Cells above 1 in the map are inputs that they made worse.".into(),
         blocks: vec![
             Block::Figures(
-                [gain_map(analysis), by_step(analysis), victims(analysis), crest(analysis)].into_iter().flatten().collect(),
-            ),
+vec![gain_map(analysis), by_step(analysis), victims(analysis), crest(analysis)]            ),
             Block::Table(table(analysis)),
         ],
         ..Section::default()
@@ -49,15 +48,15 @@ pub(super) fn words(step: Step) -> &'static str {
     }
 }
 
-fn gain_map(analysis: &Analysis) -> Option<Figure> {
+fn gain_map(analysis: &Analysis) -> Figure {
     let placed = analysis.groups.iter().map(|g| Placed { kind: &g.kind, layer: g.layer, value: gain(g) });
-    Some(by_layer(placed).heat(
+    by_layer(placed).heat(
         "preparation_gain",
         "Error of INT4 inputs: prepared over not prepared",
         "Each cell is one input. Below 1 the preparation helps; the scale is logarithmic.",
         "Ratio",
         BY_RATIO,
-    ))
+    )
 }
 
 fn medians(analysis: &Analysis, value: fn(&StepRow) -> f32) -> Shape {
@@ -80,43 +79,43 @@ fn names() -> Vec<String> {
         .collect()
 }
 
-fn by_step(analysis: &Analysis) -> Option<Figure> {
+fn by_step(analysis: &Analysis) -> Figure {
     let parts = vec![
         series("INT4, 256 a scale", logarithmic(analysis, |row| row.error_int4)),
         series("INT4, 32 a scale", logarithmic(analysis, |row| row.error_int4_group32)),
         series("INT8", logarithmic(analysis, |row| row.error_int8)),
     ];
     let plot = chart(Axis::named("", names()), Axis::log("Relative error of the input"), parts);
-    Some(figure(
+    figure(
         "step_errors",
         "Rounding error of inputs after each step",
         "Median over all inputs. “Unprepared” is rotated without scales and order.",
         plot,
-    ))
+    )
 }
 
-fn victims(analysis: &Analysis) -> Option<Figure> {
+fn victims(analysis: &Analysis) -> Figure {
     let parts = vec![
         series("256 a scale", medians(analysis, |row| row.victims_256)),
         series("32 a scale", medians(analysis, |row| row.victims_32)),
     ];
     let plot = chart(Axis::named("", names()), Axis::linear("Share of victims").including(0.0), parts);
-    Some(figure(
+    figure(
         "step_victims",
         "Values that INT4 rounds to 0",
         "Median over all inputs of the share of values other than 0 that are lost.",
         plot,
-    ))
+    )
 }
 
-fn crest(analysis: &Analysis) -> Option<Figure> {
+fn crest(analysis: &Analysis) -> Figure {
     let parts = vec![
         series("blocks of 256", medians(analysis, |row| row.crest_256)),
         series("blocks of 32", medians(analysis, |row| row.crest_32)),
     ];
     let plot = chart(Axis::named("", names()), Axis::linear("Crest factor").including(0.0), parts);
     let caption = "Median over all inputs of max|x| / rms within a block. Noise of a normal distribution has about 3.0 in 256 and 2.4 in 32.";
-    Some(figure("step_crest", "Crest factor of blocks", caption, plot))
+    figure("step_crest", "Crest factor of blocks", caption, plot)
 }
 
 const COLUMNS: [Column; 22] = [

@@ -19,7 +19,7 @@ pub(super) fn rounding(analysis: &Analysis) -> Section {
         ],
         follows: "A signed mean away from 0 is a bias that adds up over a row. Many clipped weights are the price of a smaller step; the encoder takes it only where the squared error falls.".into(),
         blocks: vec![
-            Block::Figures([all_errors(analysis), directions(analysis), bias(analysis)].into_iter().flatten().collect()),
+            Block::Figures([all_errors(analysis), Some(directions(analysis)), Some(bias(analysis))].into_iter().flatten().collect()),
             Block::Table(rounding_table(analysis)),
         ],
         ..Section::default()
@@ -69,7 +69,7 @@ fn share(part: u64, rounding: &Rounding) -> f32 {
     (part as f64 / rounding.weights.max(1) as f64) as f32
 }
 
-fn directions(analysis: &Analysis) -> Option<Figure> {
+fn directions(analysis: &Analysis) -> Figure {
     let parts = vec![
         series("up", by_kind(analysis, |r| share(r.rounded_up, r))),
         series("down", by_kind(analysis, |r| share(r.rounded_down, r))),
@@ -77,25 +77,25 @@ fn directions(analysis: &Analysis) -> Option<Figure> {
         series("clipped", by_kind(analysis, |r| share(r.clipped, r))),
     ];
     let plot = chart(Axis::named("", kinds(analysis)), Axis::linear("share of the weights").including(0.0), parts);
-    Some(figure(
+    figure(
         "rounding_directions",
         "Up, down, exact, clipped",
         "Median over the layers of each kind. Clipped weights are also counted as up or down.",
         plot,
-    ))
+    )
 }
 
-fn bias(analysis: &Analysis) -> Option<Figure> {
+fn bias(analysis: &Analysis) -> Figure {
     let points = roundings(analysis);
     let points = points.iter().filter_map(|(t, r)| Some((f64::from(t.layer?), f64::from(r.signed_mean))));
     let parts = vec![series("tensors", Shape::Points(points.collect())), series("no bias", Shape::Level(0.0))];
     let plot = chart(Axis::linear("Layer"), Axis::linear("mean error, in steps").including(0.0), parts);
-    Some(figure(
+    figure(
         "rounding_bias",
         "Bias of the rounding by layer",
         "Each point is one tensor; points far from the line round with a preference.",
         plot,
-    ))
+    )
 }
 
 const ROUNDING_COLUMNS: [Column; 23] = [
@@ -159,7 +159,7 @@ pub(super) fn split(analysis: &Analysis) -> Section {
         ],
         follows: "Channel scales aim at a ratio near 1: precision moves to the channels that matter. A ratio far above 1 leaves room for them.".into(),
         blocks: vec![
-            Block::Figures([ratios(analysis), halves(analysis)].into_iter().flatten().collect()),
+            Block::Figures(vec![ratios(analysis), halves(analysis)]),
             Block::Table(split_table(analysis)),
         ],
         ..Section::default()
@@ -170,7 +170,7 @@ fn splits(analysis: &Analysis) -> Vec<(&TensorRow, &Split)> {
     analysis.tensors.iter().filter_map(|tensor| Some((tensor, tensor.split.as_ref()?))).collect()
 }
 
-fn ratios(analysis: &Analysis) -> Option<Figure> {
+fn ratios(analysis: &Analysis) -> Figure {
     let all = splits(analysis);
     let kinds = distinct(all.iter().map(|(tensor, _)| tensor.kind.as_str()));
     let points = |kind: &String| {
@@ -180,15 +180,15 @@ fn ratios(analysis: &Analysis) -> Option<Figure> {
     let mut parts: Vec<_> = kinds.iter().map(|kind| series(kind, Shape::Points(points(kind)))).collect();
     parts.push(series("equal", Shape::Level(1.0)));
     let plot = chart(Axis::linear("Layer"), Axis::log("important / other"), parts);
-    Some(figure(
+    figure(
         "split_ratio",
         "Output error of important over other channels",
         "Each point is one tensor; the grey line is where both halves add as much.",
         plot,
-    ))
+    )
 }
 
-fn halves(analysis: &Analysis) -> Option<Figure> {
+fn halves(analysis: &Analysis) -> Figure {
     let all = splits(analysis);
     let kinds = distinct(all.iter().map(|(tensor, _)| tensor.kind.as_str()));
     let part = |value: fn(&SplitOutput) -> f32| {
@@ -204,12 +204,12 @@ fn halves(analysis: &Analysis) -> Option<Figure> {
         series("together", part(|o| o.mse_total)),
     ];
     let plot = chart(Axis::named("", kinds.clone()), Axis::log("mean squared error"), parts);
-    Some(figure(
+    figure(
         "split_mse",
         "Mean squared output error by half",
         "Median over the layers of each kind, in units of the output squared.",
         plot,
-    ))
+    )
 }
 
 const SPLIT_COLUMNS: [Column; 26] = [

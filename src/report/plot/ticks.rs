@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn ticks_are_round_and_inside() {
-        assert_eq!(round_values(0.0, 1.0, 5), [0.0, 0.2, 0.4, 0.6000000000000001, 0.8, 1.0]);
+        assert_eq!(round_values(0.0, 1.0, 5), [0.0, 0.2, 0.4, 0.2 * 3.0, 0.8, 1.0]);
         assert_eq!(round_values(-3.2, 7.9, 6), [-2.0, 0.0, 2.0, 4.0, 6.0]);
         assert_eq!(round_values(2.0, 2.0, 5), [2.0]);
         assert_eq!(decades(-4.0, 2.0, 7), [-4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0]);

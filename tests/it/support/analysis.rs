@@ -42,12 +42,12 @@ impl Dice {
     fn normal(&mut self) -> f32 {
         (0..12).map(|_| self.unit()).sum::<f32>() - 6.0
     }
+}
 
-    fn histogram(&mut self, low: f32, high: f32, bins: usize, middle: f32, width: f32) -> Histogram {
-        let at = |bin: usize| low + (high - low) * (bin as f32 + 0.5) / bins as f32;
-        let count = |bin| (10_000.0 * (-((at(bin) - middle) / width).powi(2) / 2.0).exp()) as u64;
-        Histogram { low, high, counts: (0..bins).map(count).collect(), below: 0, above: 3 }
-    }
+fn histogram(low: f32, high: f32, bins: usize, middle: f32, width: f32) -> Histogram {
+    let at = |bin: usize| low + (high - low) * (bin as f32 + 0.5) / bins as f32;
+    let count = |bin| (10_000.0 * (-((at(bin) - middle) / width).powi(2) / 2.0).exp()) as u64;
+    Histogram { low, high, counts: (0..bins).map(count).collect(), below: 0, above: 3 }
 }
 
 /// Makes up an analysis.
@@ -89,7 +89,7 @@ pub fn analysis(shape: Shape) -> Analysis {
         reason: "the output head".into(),
         ..TensorRow::default()
     });
-    all.rounding_histogram = Some(dice.histogram(-1.0, 1.0, 64, 0.0, 0.3));
+    all.rounding_histogram = Some(histogram(-1.0, 1.0, 64, 0.0, 0.3));
     all.similarity = GROUPS.iter().map(|(kind, _)| similarity(&mut dice, kind, shape.layers)).collect();
     all
 }
@@ -276,10 +276,10 @@ fn group_detail(dice: &mut Dice, key: &str) -> GroupDetail {
         values.sort_by(|a, b| b.total_cmp(a));
         values
     };
-    let step = |dice: &mut Dice, step: Step, at: f32| BlockMaxima {
+    let step = |step: Step, at: f32| BlockMaxima {
         step,
-        of_256: dice.histogram(0.0, 16.0, 64, at, 0.3 * at),
-        of_32: dice.histogram(0.0, 16.0, 64, 0.7 * at, 0.35 * at),
+        of_256: histogram(0.0, 16.0, 64, at, 0.3 * at),
+        of_32: histogram(0.0, 16.0, 64, 0.7 * at, 0.35 * at),
     };
     let point = |i: u8| {
         let alpha = f32::from(i) / 20.0;
@@ -305,7 +305,7 @@ fn group_detail(dice: &mut Dice, key: &str) -> GroupDetail {
             mean_sq,
             abs_max,
         }),
-        block_maxima: Step::ALL.into_iter().zip([8.0, 6.5, 5.5, 3.0, 3.6]).map(|(s, at)| step(dice, s, at)).collect(),
+        block_maxima: Step::ALL.into_iter().zip([8.0, 6.5, 5.5, 3.0, 3.6]).map(|(s, at)| step(s, at)).collect(),
         alpha_curve: (0..=20).map(point).collect(),
     }
 }
@@ -314,7 +314,7 @@ fn tensor_detail(dice: &mut Dice, name: &str) -> TensorDetail {
     let mean_sq: Vec<f32> = (0..COLUMNS).map(|_| (2.0 * dice.normal() - 2.0).exp()).collect();
     TensorDetail {
         name: name.into(),
-        rounding: dice.histogram(-1.0, 1.0, 64, 0.0, 0.25),
+        rounding: histogram(-1.0, 1.0, 64, 0.0, 0.25),
         bucket: 1,
         channel_mse: mean_sq.iter().map(|v| dice.about(1e-5 * v.powf(0.7), 2.0)).collect(),
         delta_mean: mean_sq.iter().map(|_| 1e-4 * dice.normal()).collect(),
@@ -389,8 +389,8 @@ fn gate_detail(dice: &mut Dice, tensor: &str) -> GateDetail {
     };
     GateDetail {
         tensor: tensor.into(),
-        pre: dice.histogram(-8.0, 8.0, 100, -1.0, 1.3),
-        post: Some(dice.histogram(-0.3, 8.0, 100, 0.0, 0.4)),
+        pre: histogram(-8.0, 8.0, 100, -1.0, 1.3),
+        post: Some(histogram(-0.3, 8.0, 100, 0.0, 0.4)),
         channels,
         saliency: (0..10).map(row).collect(),
     }

@@ -57,18 +57,18 @@ impl Browser {
         });
         let mut browser =
             Browser { child, to, from, session: String::new(), last_id: 0, events: Vec::new(), _profile: profile };
-        let page = browser.try_call("Target.createTarget", json!({"url": "about:blank"}))?;
+        let page = browser.try_call("Target.createTarget", &json!({"url": "about:blank"}))?;
         let attached =
-            browser.try_call("Target.attachToTarget", json!({"targetId": page["targetId"], "flatten": true}))?;
-        browser.session = attached["sessionId"].as_str().unwrap_or_default().to_owned();
+            browser.try_call("Target.attachToTarget", &json!({"targetId": page["targetId"], "flatten": true}))?;
+        attached["sessionId"].as_str().unwrap_or_default().clone_into(&mut browser.session);
         for domain in ["Page", "Runtime", "Log", "Network"] {
-            browser.try_call(&format!("{domain}.enable"), json!({}))?;
+            browser.try_call(&format!("{domain}.enable"), &json!({}))?;
         }
         Ok(browser)
     }
 
     /// Calls a method of the protocol; what the browser reports meanwhile is kept.
-    fn try_call(&mut self, method: &str, params: Value) -> Result<Value, String> {
+    fn try_call(&mut self, method: &str, params: &Value) -> Result<Value, String> {
         self.last_id += 1;
         let mut message = json!({"id": self.last_id, "method": method, "params": params});
         if !self.session.is_empty() {
@@ -91,32 +91,32 @@ impl Browser {
 
     /// Calls a method of the protocol.
     #[track_caller]
-    pub fn call(&mut self, method: &str, params: Value) -> Value {
+    pub fn call(&mut self, method: &str, params: &Value) -> Value {
         self.try_call(method, params).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// Sets the size of the window in CSS pixels.
     pub fn resize(&mut self, width: u32, height: u32) {
         let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500});
-        self.call("Emulation.setDeviceMetricsOverride", size);
+        self.call("Emulation.setDeviceMetricsOverride", &size);
     }
 
     /// Sets what the system prefers: `light` or `dark`.
     pub fn prefer(&mut self, scheme: &str) {
         let feature = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
-        self.call("Emulation.setEmulatedMedia", feature);
+        self.call("Emulation.setEmulatedMedia", &feature);
     }
 
     /// Opens a file and waits until it is there.
     pub fn open(&mut self, path: &Path) {
         self.events.clear();
-        self.call("Page.navigate", json!({"url": format!("file://{}", path.display())}));
+        self.call("Page.navigate", &json!({"url": format!("file://{}", path.display())}));
         self.settle();
     }
 
     /// Loads the page anew.
     pub fn reload(&mut self) {
-        self.call("Page.reload", json!({}));
+        self.call("Page.reload", &json!({}));
         self.settle();
     }
 
@@ -133,7 +133,7 @@ impl Browser {
     #[track_caller]
     pub fn eval(&mut self, expression: &str) -> Value {
         let params = json!({"expression": expression, "returnByValue": true, "awaitPromise": true});
-        let result = self.call("Runtime.evaluate", params);
+        let result = self.call("Runtime.evaluate", &params);
         assert!(result.get("exceptionDetails").is_none(), "`{expression}`: {}", result["exceptionDetails"]);
         result["result"]["value"].clone()
     }
@@ -144,7 +144,7 @@ impl Browser {
         let [x, y] = self.middle(selector);
         for kind in ["mouseMoved", "mousePressed", "mouseReleased"] {
             let event = json!({"type": kind, "x": x, "y": y, "button": "left", "clickCount": 1});
-            self.call("Input.dispatchMouseEvent", event);
+            self.call("Input.dispatchMouseEvent", &event);
         }
     }
 
@@ -152,7 +152,7 @@ impl Browser {
     #[track_caller]
     pub fn point_at(&mut self, selector: &str) {
         let [x, y] = self.middle(selector);
-        self.call("Input.dispatchMouseEvent", json!({"type": "mouseMoved", "x": x, "y": y}));
+        self.call("Input.dispatchMouseEvent", &json!({"type": "mouseMoved", "x": x, "y": y}));
     }
 
     #[track_caller]
@@ -168,7 +168,7 @@ impl Browser {
     /// Presses a key.
     pub fn press(&mut self, key: &str) {
         for kind in ["keyDown", "keyUp"] {
-            self.call("Input.dispatchKeyEvent", json!({"type": kind, "key": key, "code": key}));
+            self.call("Input.dispatchKeyEvent", &json!({"type": kind, "key": key, "code": key}));
         }
     }
 
@@ -176,13 +176,6 @@ impl Browser {
     pub fn complaints(&mut self) -> Vec<String> {
         self.eval("new Promise(done => setTimeout(done, 50))");
         self.events.iter().filter_map(complaint).collect()
-    }
-
-    /// Gives a picture of the whole page as PNG.
-    pub fn screenshot(&mut self, whole: bool) -> Vec<u8> {
-        let result = self.call("Page.captureScreenshot", json!({"captureBeyondViewport": whole}));
-        let text = result["data"].as_str().unwrap_or_default();
-        base64::Engine::decode(&base64::engine::general_purpose::STANDARD, text).expect("base64")
     }
 }
 
@@ -203,7 +196,7 @@ fn complaint(event: &Value) -> Option<String> {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        let _ = self.try_call("Browser.close", json!({}));
+        let _ = self.try_call("Browser.close", &json!({}));
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
