@@ -41,6 +41,7 @@ fn a_quantised_model_loses_and_all_outputs_say_the_same() {
     }
     // The numbers are those of `eval`.
     let eval = dir.tcq4("eval MODEL -f EVALUATION --ctx 64 --chunks 12 --json").record("eval");
+    let eval = &eval["data_sets"][0];
     let detail = &record["detailed_results"]["evaluation.txt"]["tiny-llama-f16"];
     assert_eq!((&detail["perplexity"], &detail["chunk_nll"]), (&eval["perplexity"], &eval["chunk_nll"]));
     let [f16, q] = [0, 1].map(|model| &record["models"][model]);
@@ -78,7 +79,7 @@ fn what_makes_no_sense_is_refused_before_a_model_runs() {
     fails("compare MODEL MODEL -f EVALUATION -o full.json", 3, "error: full.json: ");
     fails("compare MODEL MODEL -f EVALUATION -o x --markdown x", 2, "error: x is one file, for two outputs");
     fails("compare MODEL MODEL -f EVALUATION --margin 1", 2, "error: --margin belongs to --rule fixed");
-    fails("compare MODEL MODEL -f full.json", 3, "error: full.json:1: ");
+    fails("compare MODEL MODEL -f full.json", 3, "error: full.json: no array of samples");
     fails("compare MODEL nothing.gguf -f EVALUATION", 3, "error: nothing.gguf: cannot open");
     let run = |line: &str| -> Done { dir.tcq4(line) };
     assert_eq!(run("compare MODEL -f EVALUATION").code, Some(2), "one model");

@@ -69,7 +69,7 @@ fn footnote(found: &Comparison) -> String {
         Rule::Interval => "a model wins where its interval excludes zero".into(),
         Rule::Fixed { margin } => format!("a model wins by more than {margin} of perplexity"),
     };
-    format!("differences are paired by chunk, + is worse than the baseline; {confidence:.4} % intervals; {wins}")
+    format!("differences are paired by chunk, + is worse than the baseline\n{confidence:.4} % intervals; {wins}")
         .replace(".0000 %", " %")
 }
 
