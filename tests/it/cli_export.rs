@@ -73,7 +73,10 @@ fn a_row_with_the_scale_of_a_conversion() {
     for (j, row) in rows.iter().enumerate() {
         let [id, mean, mean_scaled, w, w_scaled, scale] = row[..] else { panic!() };
         assert_eq!((id, mean, w as f32), (j as f64, 0.0625, weights[j]));
-        assert!((mean_scaled * scale - mean).abs() < 1e-7 * mean && (w_scaled - w * scale).abs() < 1e-6 * w.abs(), "{row:?}");
+        assert!(
+            (mean_scaled * scale - mean).abs() < 1e-7 * mean && (w_scaled - w * scale).abs() < 1e-6 * w.abs(),
+            "{row:?}"
+        );
     }
     // Closed form: the activation is scaled by (‖w‖² / E[x²])^¼, the weights by its inverse: larger inputs, larger factors.
     let scales: Vec<f64> = rows.iter().map(|row| row[5]).collect();
