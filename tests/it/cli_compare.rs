@@ -55,6 +55,26 @@ fn a_quantised_model_loses_and_all_outputs_say_the_same() {
 }
 
 #[test]
+fn the_divergence_from_the_baseline_is_that_of_eval() {
+    let dir = Dir::new();
+    quantised(&dir);
+    let setup = "-f EVALUATION --ctx 64 --chunks 4";
+    let done = dir.tcq4(&format!("compare MODEL q.gguf {setup} --kld --markdown c.md")).ok();
+    let eval = dir.tcq4(&format!("eval q.gguf -r MODEL {setup} --json")).record("eval");
+    let kld = format!("{:.6} ± {:.6}", eval["kld"]["value"].as_f64().unwrap(), eval["kld"]["error"].as_f64().unwrap());
+    let markdown = String::from_utf8(dir.read("c.md")).unwrap();
+    assert!(
+        done.stdout.contains(&kld) && markdown.contains(&format!("| {kld} |")),
+        "{kld}\n{}\n{markdown}",
+        done.stdout
+    );
+    let record = dir.tcq4(&format!("compare MODEL q.gguf {setup} --kld --json")).record("compare");
+    let results = &record["detailed_results"]["evaluation.txt"];
+    assert_eq!((&results["q"]["kld"], &results["q"]["same_top"]), (&eval["kld"], &eval["same_top"]));
+    assert!(results["tiny-llama-f16"].get("kld").is_none(), "the baseline has nothing to differ from: {results}");
+}
+
+#[test]
 fn the_same_model_twice_is_a_tie() {
     let dir = Dir::new();
     let done = dir.tcq4("compare MODEL MODEL -f EVALUATION --ctx 64 --chunks 4 --json").record("compare");
