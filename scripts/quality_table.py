@@ -53,7 +53,7 @@ def cells(work, path, simulate, name):
             (Path(RECORDS) / f"{file}.json").write_text(json.dumps(record))
         kld, top = record["kld"], record["same_top"]
         print(f"{name}, {text}: {record['perplexity']:.4f}, {kld['value']:.4f}", file=sys.stderr, flush=True)
-        row += [f"{record['perplexity']:.2f} ± {record['error']:.2f}", f"{kld['value']:.4f} ± {kld['error']:.4f}", f"{100 * top['value']:.1f}"]
+        row += [f"{record['perplexity']:.2f} ± {record['error']:.2f}", f"{abs(kld['value']):.4f} ± {kld['error']:.4f}", f"{100 * top['value']:.1f}"]
     return row
 
 
