@@ -36,7 +36,9 @@ build_tools() {
   if command -v ninja >/dev/null && [[ ! -f $tree/build/CMakeCache.txt ]]; then
     generator=(-G Ninja)
   fi
+  # No AMX: see .cargo/config.toml.
   cmake -S "$tree" -B "$tree/build" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON \
+    -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__ \
     -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF >&2
   cmake --build "$tree/build" --config Release --parallel "${JOBS:-$(nproc)}" --target "${tools[@]}" >&2
 }

@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building tcq4 needs besides Rust and a C++ compiler: cmake and libclang. Does nothing where both are there already.
+# With --tests it installs what only tests want instead: Chromium, which drives the HTML report, and numpy, an independent reader and calculator. Where it
+# cannot, those tests say that they were skipped. It prints the python that has numpy, if there is one.
 set -euo pipefail
 
 # libclang-cpp is another library, which bindgen cannot use.
@@ -8,6 +10,36 @@ have_libclang() {
   ldconfig -p 2>/dev/null | grep -qE 'libclang(-[0-9.]+)?\.so' && return 0
   compgen -G '/usr/lib/llvm-*/lib/libclang[-.][0-9s]*' >/dev/null || compgen -G '/usr/lib*/libclang.so*' >/dev/null || compgen -G '/opt/homebrew/opt/llvm/lib/libclang.*' >/dev/null
 }
+
+install_browser() {
+  local name root=()
+  for name in chromium chromium-browser google-chrome google-chrome-stable; do
+    command -v "$name" >/dev/null && return 0
+  done
+  [[ $(id -u) -eq 0 ]] || root=(sudo -n)
+  echo "setup: installing chromium" >&2
+  if ! command -v apt-get >/dev/null || ! { "${root[@]}" apt-get update -qq && DEBIAN_FRONTEND=noninteractive "${root[@]}" apt-get install -y -qq chromium; } >/dev/null 2>&1; then
+    echo "setup: no Chromium; the tests of the HTML report in a browser will be skipped" >&2
+  fi
+}
+
+install_numpy() {
+  local folder=${XDG_CACHE_HOME:-$HOME/.cache}/tcq4-python
+  if ! "$folder/bin/python" -c 'import numpy' 2>/dev/null; then
+    echo "setup: installing numpy into $folder" >&2
+    if ! { python3 -m venv "$folder" && "$folder/bin/python" -m pip install --quiet --disable-pip-version-check 'numpy>=1.26'; } >/dev/null 2>&1; then
+      echo "setup: no numpy; the tests that compare with it will be skipped" >&2
+      return 0
+    fi
+  fi
+  echo "$folder/bin/python"
+}
+
+if [[ ${1:-} == --tests ]]; then
+  install_browser
+  install_numpy
+  exit 0
+fi
 
 command -v cargo >/dev/null || { echo "setup: Rust is missing; see https://rustup.rs" >&2; exit 1; }
 command -v c++ >/dev/null || { echo "setup: a C++ compiler is missing (Debian: apt install g++)" >&2; exit 1; }

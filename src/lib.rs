@@ -26,6 +26,10 @@ pub mod convert;
 pub mod eval;
 pub mod inspect;
 // floor 9
+pub mod analysis;
+// floor 10
+pub mod report;
+// floor 11
 pub mod cli;
 
 pub use error::{Class, Error, Result};

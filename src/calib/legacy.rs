@@ -70,7 +70,7 @@ fn entry(rest: &mut &[u8]) -> Result<(String, ChannelStats), String> {
         return Err(format!("`{name}` has values that are no mean squares"));
     }
     let counts = vec![calls as u64 * u64::from(CHUNK_SIZE)];
-    Ok((name, ChannelStats { counts, sum_sq: sums, complete: false, ..ChannelStats::new(1, columns) }))
+    Ok((name, ChannelStats { counts, sum_sq: sums, complete: false, ranged: false, ..ChannelStats::new(1, columns) }))
 }
 
 fn take<'a>(rest: &mut &'a [u8], len: usize, what: &str) -> Result<&'a [u8], String> {

@@ -1,11 +1,11 @@
-//! The sums themselves: max |x|, Σx, Σ|x| and Σx² of each column over a set of rows, at memory speed.
+//! The sums themselves: min x, max x, max |x|, Σx, Σ|x| and Σx² of each column over a set of rows, at memory speed.
 //! f32 within a block of rows, f64 beyond it; columns are independent, so any split among threads gives the same bits.
 
 use rayon::prelude::*;
 
 use super::stats::ChannelStats;
 
-/// Columns that are summed together: four sums of so many f32 fit the vector registers of AVX-512.
+/// Columns that are summed together: five sums of so many f32 fit the vector registers of AVX-512.
 const TILE: usize = 64;
 
 /// Rows summed in f32 before they join the f64 sums: the rounding of positive sums stays below 31 * 2⁻²⁴, about 2e-6.
@@ -18,6 +18,8 @@ const PARALLEL: usize = 1 << 16;
 struct Tile<'s> {
     first: usize,
     abs_max: &'s mut [f32],
+    min: &'s mut [f32],
+    max: &'s mut [f32],
     sum: &'s mut [f64],
     sum_abs: &'s mut [f64],
     sum_sq: &'s mut [f64],
@@ -35,13 +37,15 @@ pub(super) fn accumulate(stats: &mut ChannelStats, matrix: usize, data: &[f32], 
     let together = if columns * offsets.len() < PARALLEL { columns.div_ceil(TILE) } else { 2 };
     stats.abs_max[range.clone()]
         .par_chunks_mut(TILE)
+        .zip(stats.min[range.clone()].par_chunks_mut(TILE))
+        .zip(stats.max[range.clone()].par_chunks_mut(TILE))
         .zip(stats.sum[range.clone()].par_chunks_mut(TILE))
         .zip(stats.sum_abs[range.clone()].par_chunks_mut(TILE))
         .zip(stats.sum_sq[range].par_chunks_mut(TILE))
         .enumerate()
         .with_min_len(together.max(1))
-        .filter_map(|(i, (((abs_max, sum), sum_abs), sum_sq))| {
-            let mut tile = Tile { first: i * TILE, abs_max, sum, sum_abs, sum_sq };
+        .filter_map(|(i, (((((abs_max, min), max), sum), sum_abs), sum_sq))| {
+            let mut tile = Tile { first: i * TILE, abs_max, min, max, sum, sum_abs, sum_sq };
             for block in offsets.chunks(BLOCK) {
                 tile.add(data, block);
             }
@@ -63,7 +67,9 @@ impl Tile<'_> {
             }
         }
         for j in 0..width {
-            self.abs_max[j] = self.abs_max[j].max(sums.abs_max[j]);
+            self.min[j] = self.min[j].min(sums.min[j]);
+            self.max[j] = self.max[j].max(sums.max[j]);
+            self.abs_max[j] = self.abs_max[j].max(sums.max[j]).max(-sums.min[j]);
             self.sum[j] += f64::from(sums.sum[j]);
             self.sum_abs[j] += f64::from(sums.sum_abs[j]);
             self.sum_sq[j] += f64::from(sums.sum_sq[j]);
@@ -77,7 +83,8 @@ impl Tile<'_> {
 
 /// f32 sums of a block of rows.
 struct Sums {
-    abs_max: [f32; TILE],
+    min: [f32; TILE],
+    max: [f32; TILE],
     sum: [f32; TILE],
     sum_abs: [f32; TILE],
     sum_sq: [f32; TILE],
@@ -85,7 +92,8 @@ struct Sums {
 
 impl Default for Sums {
     fn default() -> Self {
-        Self { abs_max: [0.0; TILE], sum: [0.0; TILE], sum_abs: [0.0; TILE], sum_sq: [0.0; TILE] }
+        let (min, max) = ([f32::INFINITY; TILE], [f32::NEG_INFINITY; TILE]);
+        Self { min, max, sum: [0.0; TILE], sum_abs: [0.0; TILE], sum_sq: [0.0; TILE] }
     }
 }
 
@@ -93,10 +101,10 @@ impl Sums {
     #[inline]
     fn add(&mut self, row: &[f32]) {
         for (j, &x) in row.iter().enumerate().take(TILE) {
-            let magnitude = x.abs();
-            self.abs_max[j] = if magnitude > self.abs_max[j] { magnitude } else { self.abs_max[j] };
+            self.min[j] = if x < self.min[j] { x } else { self.min[j] };
+            self.max[j] = if x > self.max[j] { x } else { self.max[j] };
             self.sum[j] += x;
-            self.sum_abs[j] += magnitude;
+            self.sum_abs[j] += x.abs();
             self.sum_sq[j] += x * x;
         }
     }
@@ -118,6 +126,7 @@ mod tests {
             for j in 0..stats.columns {
                 let (x, at) = (data[offset + j], matrix * stats.columns + j);
                 stats.abs_max[at] = stats.abs_max[at].max(x.abs());
+                (stats.min[at], stats.max[at]) = (stats.min[at].min(x), stats.max[at].max(x));
                 stats.sum[at] += f64::from(x);
                 stats.sum_abs[at] += f64::from(x).abs();
                 stats.sum_sq[at] += f64::from(x).powi(2);
@@ -140,6 +149,7 @@ mod tests {
             prop_assert_eq!(accumulate(&mut fast, 1, &data, &offsets), None);
             naive(&mut slow, 1, &data, &offsets);
             prop_assert_eq!(&fast.abs_max, &slow.abs_max);
+            prop_assert_eq!((&fast.min, &fast.max), (&slow.min, &slow.max));
             prop_assert_eq!(&fast.counts, &slow.counts);
             prop_assert!(close(&fast.sum, &slow.sum, &slow.sum_abs));
             prop_assert!(close(&fast.sum_abs, &slow.sum_abs, &slow.sum_abs));

@@ -1,7 +1,7 @@
 //! Checkpoints of a calibration run: everything summed so far, in full precision, so that a run goes on as if it had never stopped.
 //! A file of our own for this machine and this version only; what is kept for good is the statistics file.
 //!
-//! Layout, little endian: magic, length of the header, header (JSON), then for each entry counts, max |x|, Σx, Σ|x|, Σx², experts and
+//! Layout, little endian: magic, length of the header, header (JSON), then for each entry counts, max |x|, min x, max x, Σx, Σ|x|, Σx², experts and
 //! values of the sample rows, at last the XXH3 of everything before.
 
 use std::fs;
@@ -18,7 +18,7 @@ use crate::error::ModelError;
 use crate::util::atomic_file;
 use crate::{Error, Result};
 
-const MAGIC: &[u8; 8] = b"TCQ4CKP1";
+const MAGIC: &[u8; 8] = b"TCQ4CKP2";
 
 #[derive(Serialize, Deserialize)]
 struct Header {
@@ -58,6 +58,8 @@ pub fn save(path: &Path, run: &str, done: usize, collector: &Collector) -> Resul
     for Entry { stats, rows, .. } in entries {
         put(&mut bytes, &stats.counts);
         put(&mut bytes, &stats.abs_max);
+        put(&mut bytes, &stats.min);
+        put(&mut bytes, &stats.max);
         put(&mut bytes, &stats.sum);
         put(&mut bytes, &stats.sum_abs);
         put(&mut bytes, &stats.sum_sq);
@@ -105,10 +107,13 @@ fn take_entry(rest: &mut &[u8], shape: &Shape) -> Option<Entry> {
         columns,
         counts: take(rest, matrices)?,
         abs_max: take(rest, len)?,
+        min: take(rest, len)?,
+        max: take(rest, len)?,
         sum: take(rest, len)?,
         sum_abs: take(rest, len)?,
         sum_sq: take(rest, len)?,
         complete: true,
+        ranged: true,
         rows: None,
     };
     let matrix = take(rest, shape.rows)?;
@@ -138,6 +143,7 @@ mod tests {
         stats.counts = vec![1, 2];
         stats.sum[4] = 1.0 / 3.0;
         stats.abs_max[5] = 7.5;
+        (stats.min[5], stats.max[5]) = (-7.5, 0.25);
         let rows = SampleRows { columns: 3, data: vec![1.0, 2.0, 3.0], matrix: vec![1] };
         let entry = Entry { weights: vec!["blk.0.a.weight".into(), "blk.0.b.weight".into()], stats, rows };
         Collector::restore(false, vec![entry], vec![vec!["blk.0.a.weight".into(), "blk.0.b.weight".into()]])

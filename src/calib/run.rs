@@ -12,11 +12,14 @@ use super::collector::{Collector, Wanted};
 use super::hessians::{Hessians, Pair};
 use super::resume;
 use super::stats::Statistics;
-use crate::corpus::Corpus;
 use crate::corpus::chunks::{ChunkPlan, Chunks, Selection};
+use crate::corpus::{Composition, Corpus};
 use crate::llama::{Context, ContextOptions, Model};
 use crate::util::progress::{Progress, Unit};
 use crate::{Error, Result};
+
+/// The note of the statistics that holds the [`Composition`] of the text, as JSON.
+pub const COMPOSITION_NOTE: &str = "text.composition";
 
 /// Tokens of one graph at most: what llama.cpp's own tools use.
 const UBATCH: u32 = 512;
@@ -96,8 +99,10 @@ pub fn calibrate_with(
     mut hessians: Option<&mut Hessians>,
     progress: &dyn Progress,
 ) -> Result<Statistics> {
-    let chunks = Chunks::new(model, &corpus.text, options.ctx)?;
+    let chunks = Chunks::of(model, corpus, options.ctx)?;
     let plan = chunks.plan(options.samples, options.selection);
+    let composition = Composition::new(corpus, &chunks, &plan);
+    tell(&composition, &chunks, options.samples, progress);
     let name = run_name(corpus, fingerprint, options, &plan);
     let steps = steps(&plan, options);
     let (mut collector, done) = begin(options, &name)?;
@@ -128,7 +133,20 @@ pub fn calibrate_with(
         progress.advance(u64::from(options.ctx));
     }
     progress.end();
-    Ok(statistics(collector, corpus, fingerprint, options, &plan))
+    let mut statistics = statistics(collector, corpus, fingerprint, options, &plan);
+    let composition = serde_json::to_string(&composition).unwrap_or_default();
+    statistics.notes.insert(COMPOSITION_NOTE.to_owned(), composition);
+    Ok(statistics)
+}
+
+/// Says what goes in.
+fn tell(composition: &Composition, chunks: &Chunks, samples: usize, progress: &dyn Progress) {
+    for line in composition.lines() {
+        progress.note(&line);
+    }
+    if let Some((name, few, all)) = chunks.shortage(samples) {
+        progress.note(&format!("{name} has only {few} chunks: {all} chunks in all, so that the weights hold"));
+    }
 }
 
 /// Removes the checkpoint of a run whose results are safe.

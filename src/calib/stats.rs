@@ -50,6 +50,10 @@ pub struct ChannelStats {
     pub counts: Vec<u64>,
     /// max |x|.
     pub abs_max: Vec<f32>,
+    /// min x; infinite where the matrix saw no row.
+    pub min: Vec<f32>,
+    /// max x; minus infinite where the matrix saw no row.
+    pub max: Vec<f32>,
     /// Σ x.
     pub sum: Vec<f64>,
     /// Σ |x|.
@@ -58,6 +62,8 @@ pub struct ChannelStats {
     pub sum_sq: Vec<f64>,
     /// Whether `abs_max`, `sum` and `sum_abs` were measured; a file of llama-imatrix has only Σ x², the others are zero then.
     pub complete: bool,
+    /// Whether `min` and `max` were measured; files of other tools and of older versions lack them.
+    pub ranged: bool,
     /// Sample rows, shared with the weights that have the same input.
     pub rows: Option<Arc<SampleRows>>,
 }
@@ -71,10 +77,13 @@ impl ChannelStats {
             columns,
             counts: vec![0; matrices],
             abs_max: vec![0.0; len],
+            min: vec![f32::INFINITY; len],
+            max: vec![f32::NEG_INFINITY; len],
             sum: vec![0.0; len],
             sum_abs: vec![0.0; len],
             sum_sq: vec![0.0; len],
             complete: true,
+            ranged: true,
             rows: None,
         }
     }
@@ -104,6 +113,17 @@ impl ChannelStats {
         (0..self.matrices).map(|m| self.abs_max[m * self.columns + j]).fold(0.0, f32::max)
     }
 
+    /// min x and max x of channel `j` over the rows of all matrices; none where no row was seen or they were not measured.
+    pub fn range(&self, j: usize) -> Option<(f32, f32)> {
+        if !self.ranged || self.rows_seen() == 0 {
+            return None;
+        }
+        let over = |values: &[f32], start: f32, pick: fn(f32, f32) -> f32| {
+            (0..self.matrices).map(|m| values[m * self.columns + j]).fold(start, pick)
+        };
+        Some((over(&self.min, f32::INFINITY, f32::min), over(&self.max, f32::NEG_INFINITY, f32::max)))
+    }
+
     /// The mean of x² in each channel of one matrix, as an encoder takes it; ones where the matrix saw no row.
     pub fn importance(&self, matrix: usize) -> Vec<f32> {
         let count = self.counts[matrix];
@@ -121,12 +141,15 @@ impl ChannelStats {
     fn merge(&mut self, other: &Self) {
         self.counts.iter_mut().zip(&other.counts).for_each(|(a, b)| *a += b);
         self.abs_max.iter_mut().zip(&other.abs_max).for_each(|(a, b)| *a = a.max(*b));
+        self.min.iter_mut().zip(&other.min).for_each(|(a, b)| *a = a.min(*b));
+        self.max.iter_mut().zip(&other.max).for_each(|(a, b)| *a = a.max(*b));
         for (mine, theirs) in
             [(&mut self.sum, &other.sum), (&mut self.sum_abs, &other.sum_abs), (&mut self.sum_sq, &other.sum_sq)]
         {
             mine.iter_mut().zip(theirs).for_each(|(a, b)| *a += b);
         }
         self.complete &= other.complete;
+        self.ranged &= other.ranged;
         self.rows = match (self.rows.take(), &other.rows) {
             (Some(a), Some(b)) => Some(Arc::new(joined(&a, b))),
             (a, b) => a.or_else(|| b.clone()),
@@ -224,6 +247,22 @@ mod tests {
         assert_eq!(s.importance(0), [1.0, 2.0]);
         assert_eq!(stats([0.0; 4], [0, 0]).mean_sq(0), 1.0);
         assert_eq!(stats([0.0; 4], [0, 3]).importance(0), [1.0, 1.0]);
+    }
+
+    #[test]
+    fn ranges_are_those_of_the_matrices_that_saw_rows() {
+        let mut s = stats([1.0; 4], [3, 0]);
+        (s.min[..2]).copy_from_slice(&[0.5, -2.0]);
+        (s.max[..2]).copy_from_slice(&[0.75, 1.0]);
+        assert_eq!((s.range(0), s.range(1)), (Some((0.5, 0.75)), Some((-2.0, 1.0))));
+        let mut more = stats([1.0; 4], [0, 1]);
+        (more.min[2], more.max[2]) = (-1.0, 0.6);
+        (more.min[3], more.max[3]) = (0.0, 4.0);
+        s.merge(&more);
+        assert_eq!((s.range(0), s.range(1)), (Some((-1.0, 0.75)), Some((-2.0, 4.0))));
+        assert_eq!(ChannelStats::new(1, 1).range(0), None, "no rows");
+        s.merge(&ChannelStats { ranged: false, ..more });
+        assert_eq!(s.range(0), None, "not measured");
     }
 
     #[test]

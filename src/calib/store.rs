@@ -1,7 +1,7 @@
 //! The statistics file: an imatrix file in GGUF, as llama-imatrix writes it and llama-quantize reads it, with further tensors of ours.
 //!
-//! For each weight `NAME`: `NAME.in_sum2` (Σx²) and `NAME.counts` as in llama.cpp; `NAME.in_absmax`, `NAME.in_sum`, `NAME.in_sumabs`
-//! of the same shape; `NAME.in_rows` (sample rows, f16 unless a value does not fit) and, where there are experts, `NAME.in_rows_matrix`. Rows shared by an input
+//! For each weight `NAME`: `NAME.in_sum2` (Σx²) and `NAME.counts` as in llama.cpp; `NAME.in_absmax`, `NAME.in_sum`, `NAME.in_sumabs`,
+//! `NAME.in_min` and `NAME.in_max` of the same shape (the last two lack in files of older versions); `NAME.in_rows` (sample rows, f16 unless a value does not fit) and, where there are experts, `NAME.in_rows_matrix`. Rows shared by an input
 //! group are stored with its first weight. What llama.cpp does not know it ignores.
 
 use std::collections::BTreeMap;
@@ -174,11 +174,21 @@ fn tensors(path: &Path, stats: &Statistics) -> Result<Vec<(TensorSpec, Vec<u8>)>
             add("in_sum", columns, narrow(&entry.sum))?;
             add("in_sumabs", columns, narrow(&entry.sum_abs))?;
         }
+        if entry.ranged {
+            add("in_min", columns, zero_where_unseen(entry, &entry.min))?;
+            add("in_max", columns, zero_where_unseen(entry, &entry.max))?;
+        }
         if let Some(rows) = entry.rows.as_deref().filter(|_| stores_rows(stats, name, entry)) {
             add_rows(&mut all, name, entry, rows);
         }
     }
     Ok(all)
+}
+
+/// The values, with zeros for the matrices that saw no row: a file holds finite numbers only.
+fn zero_where_unseen(entry: &ChannelStats, values: &[f32]) -> Vec<f32> {
+    let seen = |at: usize| entry.counts[at / entry.columns] > 0;
+    values.iter().enumerate().map(|(at, &value)| if seen(at) { value } else { 0.0 }).collect()
 }
 
 fn add_rows(all: &mut Vec<(TensorSpec, Vec<u8>)>, name: &str, entry: &ChannelStats, rows: &SampleRows) {
@@ -251,7 +261,8 @@ fn read(path: &Path, source: &Source) -> Result<Statistics> {
     Ok(stats)
 }
 
-const SUFFIXES: [&str; 7] = ["counts", "in_sum2", "in_absmax", "in_sum", "in_sumabs", "in_rows", "in_rows_matrix"];
+const SUFFIXES: [&str; 9] =
+    ["counts", "in_sum2", "in_absmax", "in_sum", "in_sumabs", "in_min", "in_max", "in_rows", "in_rows_matrix"];
 
 /// What only our own files say.
 fn read_extras(stats: &mut Statistics, keys: &Metadata) -> Result<(), String> {
@@ -289,6 +300,20 @@ fn share_rows(stats: &mut Statistics) {
     }
 }
 
+impl ChannelStats {
+    /// Takes over ranges as a file has them: zeros where a matrix saw no row.
+    fn set_ranges(&mut self, min: &[f32], max: &[f32]) -> Result<(), String> {
+        for at in (0..min.len()).filter(|at| self.counts[at / self.columns] > 0) {
+            if min[at] > max[at] {
+                return Err(format!("in_min is {} and in_max {} at {at}", min[at], max[at]));
+            }
+            (self.min[at], self.max[at]) = (min[at], max[at]);
+        }
+        self.ranged = true;
+        Ok(())
+    }
+}
+
 impl Parts<'_> {
     fn entry(&self, source: &Source) -> Result<ChannelStats, String> {
         let (Some(sums), Some(counts)) = (self.by_suffix.get("in_sum2"), self.by_suffix.get("counts")) else {
@@ -306,6 +331,7 @@ impl Parts<'_> {
             counts: counts.iter().map(|count| count.round() as u64).collect(),
             sum_sq: wide(floats(source, sums, true)?),
             complete: false,
+            ranged: false,
             ..ChannelStats::new(matrices, columns)
         };
         let extra = |suffix: &str, positive: bool| match self.by_suffix.get(suffix) {
@@ -317,6 +343,9 @@ impl Parts<'_> {
             (extra("in_absmax", true)?, extra("in_sum", false)?, extra("in_sumabs", true)?)
         {
             (entry.abs_max, entry.sum, entry.sum_abs, entry.complete) = (abs_max, wide(sum), wide(sum_abs), true);
+        }
+        if let (Some(min), Some(max)) = (extra("in_min", false)?, extra("in_max", false)?) {
+            entry.set_ranges(&min, &max)?;
         }
         entry.rows = self.rows(source, &entry)?.map(Arc::new);
         Ok(entry)

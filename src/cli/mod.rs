@@ -2,6 +2,7 @@
 
 mod args;
 mod commands;
+mod data;
 mod openmp;
 mod printer;
 mod progress;
@@ -83,6 +84,10 @@ fn dispatch(session: &Session, command: Command) -> Outcome {
         Command::Verify(args) => commands::verify::run(session, &args),
         Command::Diff(args) => commands::diff::run(session, &args),
         Command::Eval(args) => commands::eval::run(session, &args),
+        Command::Datasets(args) => commands::datasets::run(session, &args),
+        Command::Export(args) => commands::export::run(session, &args),
+        Command::Compare(args) => commands::compare::run(session, &args),
+        Command::Analyze(args) => commands::analyze::run(session, &args),
     }
 }
 

@@ -54,11 +54,10 @@ impl Printer {
 
     /// Prints the record of a command, if one was asked for.
     pub(crate) fn record(self, name: &str, body: impl Serialize) {
-        if self.json {
-            let record = Record { record: name, record_version: RECORD_VERSION, tcq4: env!("CARGO_PKG_VERSION"), body };
-            if let Ok(json) = serde_json::to_string_pretty(&record) {
-                let _ = writeln!(std::io::stdout(), "{json}");
-            }
+        if self.json
+            && let Some(json) = record_text(name, body)
+        {
+            let _ = writeln!(std::io::stdout(), "{json}");
         }
     }
 
@@ -70,6 +69,12 @@ impl Printer {
             eprintln!("hint: {hint}");
         }
     }
+}
+
+/// The record of a command as text, as it stands on stdout or in a file.
+pub(crate) fn record_text(name: &str, body: impl Serialize) -> Option<String> {
+    let record = Record { record: name, record_version: RECORD_VERSION, tcq4: env!("CARGO_PKG_VERSION"), body };
+    serde_json::to_string_pretty(&record).ok()
 }
 
 /// The error and its causes in one line; a cause that the message before quotes already is left out.

@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use regex::Regex;
 
 use crate::gguf::GgmlType;
+use crate::inspect::{Names, ScaleFormat};
 use crate::quant::{Apply, Order, Orders, Salience};
 use crate::util::units::parse_bytes;
 
@@ -144,9 +145,111 @@ impl FromStr for Size {
     }
 }
 
+/// `--rule`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RuleArg {
+    /// The interval of the difference excludes zero
+    Interval,
+    /// The perplexities differ by more than `--margin`
+    Fixed,
+}
+
+/// `--kind`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RangesKind {
+    /// {"layer_ranges": {name: [min, max]}, "detailed_stats": …}
+    ActivationRanges,
+    /// {name: {"min", "max"}}
+    Minmax,
+}
+
+/// `--names`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NamesArg {
+    /// As in the file: blk.0.attn_q.weight
+    Tensor,
+    /// Without the suffix: blk.0.attn_q
+    Module,
+}
+
+impl From<NamesArg> for Names {
+    fn from(names: NamesArg) -> Self {
+        match names {
+            NamesArg::Tensor => Names::Tensor,
+            NamesArg::Module => Names::Module,
+        }
+    }
+}
+
+/// `--format` of `export scales`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ScaleFormatArg {
+    /// E2M1: absmax / 6
+    #[value(name = "fp4")]
+    Fp4,
+    /// -7..7: absmax / 7
+    #[value(name = "int4_sym")]
+    Int4Sym,
+    /// 0..15: (max - min) / 15, with a zero
+    #[value(name = "int4_asym")]
+    Int4Asym,
+    /// -127..127: absmax / 127
+    #[value(name = "int8_sym")]
+    Int8Sym,
+}
+
+impl From<ScaleFormatArg> for ScaleFormat {
+    fn from(format: ScaleFormatArg) -> Self {
+        match format {
+            ScaleFormatArg::Fp4 => ScaleFormat::Fp4,
+            ScaleFormatArg::Int4Sym => ScaleFormat::Int4Sym,
+            ScaleFormatArg::Int4Asym => ScaleFormat::Int4Asym,
+            ScaleFormatArg::Int8Sym => ScaleFormat::Int8Sym,
+        }
+    }
+}
+
+/// A share between 0 and 1, both excluded.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Share(pub(crate) f64);
+
+impl FromStr for Share {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let share = text.parse().ok().filter(|share| *share > 0.0 && *share < 1.0);
+        share.map(Self).ok_or_else(|| "expected a number between 0 and 1, for instance 0.95".into())
+    }
+}
+
+/// A margin: a finite number that is not negative.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Margin(pub(crate) f64);
+
+impl FromStr for Margin {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let margin = text.parse().ok().filter(|margin: &f64| *margin >= 0.0 && margin.is_finite());
+        margin.map(Self).ok_or_else(|| "expected a number of 0 or more, for instance 0.05".into())
+    }
+}
+
+/// A number that is neither NaN nor infinite.
+pub(crate) fn finite(text: &str) -> Result<f64, String> {
+    text.parse::<f64>().ok().filter(|value| value.is_finite()).ok_or_else(|| format!("`{text}` is not a number"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shares_and_margins_are_numbers_in_their_range() {
+        assert!("0.9".parse::<Share>().is_ok() && "0".parse::<Margin>().is_ok());
+        assert!(["0", "1", "-0.5", "nan", "95%"].iter().all(|text| text.parse::<Share>().is_err()));
+        assert!(["-0.1", "inf", "NaN", ""].iter().all(|text| text.parse::<Margin>().is_err()));
+    }
 
     #[test]
     fn tensor_rules_split_at_the_last_equals_sign() {

@@ -63,6 +63,25 @@ impl<'a> TcqTensor<'a> {
         Ok(())
     }
 
+    /// The tiles of the eight rows from `first` (a multiple of 8) on, one for each 256 columns; row blocks are turned into tiles.
+    ///
+    /// # Errors
+    /// A scale that is not finite.
+    pub(super) fn stripe(&self, first: u64) -> Result<Vec<Tile>> {
+        let chunks = self.tensor.columns() as usize / CHUNK;
+        let row_bytes = chunks * ROW_BYTES;
+        let bytes = &self.source.data(self.tensor)[first as usize * row_bytes..][..TILE_ROWS * row_bytes];
+        if self.layout == Layout::Final {
+            let tiles: Vec<Tile> = collect(bytes);
+            self.check(&tiles, first)?;
+            return Ok(tiles);
+        }
+        let blocks: Vec<EarlyBlock> = collect(bytes);
+        self.check_early(&blocks, first)?;
+        let tile = |chunk: usize| early::to_tile(&std::array::from_fn(|row| blocks[row * chunks + chunk]));
+        Ok((0..chunks).map(tile).collect())
+    }
+
     fn check(&self, tiles: &[Tile], row: u64) -> Result<()> {
         let Some((index, defect)) =
             tiles.iter().enumerate().find_map(|(i, tile)| Some((i, validate_tile(tile).err()?)))

@@ -121,7 +121,7 @@ impl RowRun<'_> {
         ModelError::NotFinite { path, tensor: self.tensor.name.clone(), row, column, value }.into()
     }
 
-    fn defect(&self, error: &EncodeError, stripe_row: u64) -> crate::Error {
+    pub(super) fn defect(&self, error: &EncodeError, stripe_row: u64) -> crate::Error {
         let row = |row: usize| self.first + stripe_row + row as u64;
         match *error {
             EncodeError::NotFinite { row: r, column } => {

@@ -42,7 +42,7 @@ pub(super) fn remove_own_keys(metadata: &mut Metadata) {
 ///
 /// # Errors
 /// A permutation of an unknown tensor, of the wrong length, or not a bijection.
-pub(super) fn permutations(source: &Source) -> Result<BTreeMap<String, Permutation>> {
+pub fn permutations(source: &Source) -> Result<BTreeMap<String, Permutation>> {
     let metadata = source.metadata();
     if metadata.get_bool(KEY_REORDER) == Some(false) {
         return Ok(BTreeMap::new());

@@ -10,13 +10,16 @@ mod metadata;
 mod plan;
 mod record;
 mod run;
+mod stripes;
 mod units;
 mod verify;
 
 pub use dequantize::{Dequantized, dequantize};
 pub use encode::read_rows;
+pub use keys::permutations;
 pub use metadata::{CalibrationValue, Provenance, output_metadata};
 pub use plan::{Conversion, PlanSettings, PlannedTensor, Reason, TypeRule, is_tcq4};
 pub use run::{Compensation, Converted, Job, Target, TensorLoss, convert};
+pub use stripes::{Recipe, Stripe, Stripes, recorded_transforms};
 pub use units::working_memory;
 pub use verify::{TensorReport, Verification, verify, verify_against};

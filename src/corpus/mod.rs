@@ -1,24 +1,52 @@
-//! Calibration texts: plain text, JSON and JSONL files joined to one text. What becomes of the text is decided in `chunks`.
+//! Texts to calibrate with and to measure on: data sets by name and files, joined to one text. What becomes of the text is decided by those who
+//! run it; `chunks` cuts it.
 //!
-//! A plain text file is one sample, taken verbatim, so that a run over one file sees the very text that llama-imatrix sees. A `.json`
-//! file is an array, a `.jsonl` file a line each, of strings or of objects with a string under "text". Samples that repeat an earlier one byte for byte are
-//! dropped and counted, empty ones too. Samples are joined with a blank line between them.
+//! | file | a sample is |
+//! | --- | --- |
+//! | `.json` | an element of the array, or of the array under samples, data, texts or calibration: a string, or an object |
+//! | `.jsonl`, `.ndjson` | a line: a string, or an object |
+//! | `.csv` | a line's column `text`, or another that is named |
+//! | anything else | the whole text, verbatim: a run over one file sees the very text that llama-imatrix sees |
+//!
+//! Each of them may be compressed (`.gz`). Of an object, `messages` or `conversations` is a conversation, rendered with the model's chat
+//! template; otherwise the text lies under text, content, sample or prompt. Samples that repeat an earlier one byte for byte are dropped and
+//! counted, empty ones too. Texts are joined with a blank line between them, conversations with nothing.
 
+pub mod cache;
+pub mod catalogue;
+mod chat;
 pub mod chunks;
+mod fetch;
+mod http;
+mod load;
+pub mod overlap;
+mod random;
+mod read;
+pub mod report;
+pub mod rules;
+pub mod source;
 
 use std::collections::HashSet;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::ops::Range;
+use std::path::PathBuf;
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::error::ModelError;
+pub use self::cache::Store;
+pub use self::catalogue::Purpose;
+pub use self::chat::ChatTemplate;
+pub use self::load::{LoadOptions, dataset, fetch, is_here, load};
+pub use self::overlap::Overlap;
+pub use self::report::Composition;
+pub use self::source::SourceSpec;
+use crate::error::{CorpusError, ModelError};
+use crate::util::progress::NoProgress;
 use crate::{Error, Result};
 
 /// What stands between two samples.
 const SEPARATOR: &str = "\n\n";
 
-/// A calibration text and where it came from.
+/// A text and where it came from.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Corpus {
     /// All samples, joined.
@@ -29,7 +57,55 @@ pub struct Corpus {
     pub samples: usize,
     /// Samples dropped because an earlier one is the same.
     pub duplicates: usize,
+    /// What each source gave, in order.
+    pub parts: Vec<Part>,
+    /// How much of the text also stands in an evaluation text, if that was asked.
+    pub overlap: Option<Overlap>,
     seen: HashSet<u128>,
+}
+
+/// What one source gave.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Part {
+    /// The source as the user named it.
+    pub name: String,
+    /// The file that was read.
+    pub file: Option<PathBuf>,
+    /// The part of a data set that it is.
+    pub split: Option<&'static str>,
+    /// The data set's licence.
+    pub licence: Option<&'static str>,
+    /// The sampling rule.
+    pub rule: &'static str,
+    /// Its share of the chunks, relative to the others.
+    pub weight: Option<f64>,
+    /// Samples kept.
+    pub samples: usize,
+    /// Conversations among them.
+    pub chats: usize,
+    /// Samples dropped because an earlier one, of any source, is the same.
+    pub duplicates: usize,
+    cut: Cut,
+    pieces: Vec<Piece>,
+}
+
+/// How the tokens of a part become chunks.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+enum Cut {
+    /// One chunk after the other through the joined text.
+    #[default]
+    Stream,
+    /// One random window of each piece that is long enough, at most this many, by this seed.
+    Windows { wanted: usize, seed: u64 },
+}
+
+/// A sample in the joined text.
+#[derive(Debug, Clone, PartialEq)]
+struct Piece {
+    range: Range<usize>,
+    /// Whether its text may spell control tokens.
+    special: bool,
+    chat: bool,
 }
 
 impl Corpus {
@@ -38,11 +114,8 @@ impl Corpus {
     /// # Errors
     /// If a file cannot be read or is not what its name says, and if there is no text in all of them.
     pub fn read(paths: &[PathBuf]) -> Result<Self> {
-        let mut corpus = Self::default();
-        for path in paths {
-            corpus.add_file(path)?;
-        }
-        corpus.checked()
+        let specs: Vec<SourceSpec> = paths.iter().map(SourceSpec::file).collect();
+        load(&specs, Purpose::Evaluation, &LoadOptions::default(), &NoProgress)
     }
 
     /// A corpus of one text that is no file, for instance the one that ships with the binary.
@@ -50,136 +123,75 @@ impl Corpus {
     /// # Errors
     /// If it is empty.
     pub fn from_text(name: &str, text: &str) -> Result<Self> {
-        let mut corpus = Self { sources: vec![name.to_owned()], ..Self::default() };
-        corpus.add(text);
+        let mut corpus = Self::default();
+        corpus.begin(Part { name: name.to_owned(), rule: "raw", ..Part::default() });
+        corpus.add(text, false, false)?;
         corpus.checked()
     }
 
-    /// A short hash of the text.
+    /// A short hash of the text, and of how it is divided where that is not told by the text.
     pub fn hash(&self) -> String {
-        format!("{:032x}", xxh3_128(self.text.as_bytes()))
+        let plain = !self.is_dealt() && self.parts.iter().flat_map(|part| &part.pieces).all(|piece| !piece.special);
+        let text = xxh3_128(self.text.as_bytes());
+        if plain {
+            return format!("{text:032x}");
+        }
+        let parts: Vec<_> = self.parts.iter().map(|part| (part.weight, part.cut, &part.pieces)).collect();
+        format!("{:032x}", xxh3_128(format!("{text:032x} {parts:?}").as_bytes()))
+    }
+
+    /// Whether each source is cut into chunks on its own.
+    fn is_dealt(&self) -> bool {
+        self.parts.iter().any(|part| part.weight.is_some() || part.cut != Cut::Stream)
+    }
+
+    /// Begins the next source.
+    fn begin(&mut self, part: Part) {
+        self.sources.push(part.name.clone());
+        self.parts.push(part);
+    }
+
+    /// Adds a sample to the source that was begun last.
+    fn add(&mut self, sample: &str, special: bool, chat: bool) -> Result<()> {
+        let Some(part) = self.parts.last_mut() else { return Ok(()) };
+        if sample.trim().is_empty() {
+            return Ok(());
+        }
+        if !self.seen.insert(xxh3_128(sample.as_bytes())) {
+            part.duplicates += 1;
+            self.duplicates += 1;
+            return Ok(());
+        }
+        if (self.text.len() + sample.len()) as u64 > read::MAX_TEXT {
+            return Err(CorpusError::TooLarge { name: part.name.clone(), limit: read::MAX_TEXT }.into());
+        }
+        if self.samples > 0 && !(chat && part.pieces.last().is_some_and(|last| last.chat)) {
+            self.text.push_str(SEPARATOR);
+        }
+        let start = self.text.len();
+        self.text.push_str(sample);
+        part.pieces.push(Piece { range: start..self.text.len(), special, chat });
+        part.samples += 1;
+        part.chats += usize::from(chat);
+        self.samples += 1;
+        Ok(())
     }
 
     fn checked(self) -> Result<Self> {
         if self.samples == 0 {
-            return Err(ModelError::CalibrationEmpty { sources: self.sources }.into());
+            return Err(Error::from(ModelError::CalibrationEmpty { sources: self.sources }));
         }
         Ok(self)
     }
-
-    fn add_file(&mut self, path: &Path) -> Result<()> {
-        let bytes = fs::read(path).map_err(Error::io(path, "read"))?;
-        let text = match String::from_utf8(bytes) {
-            Ok(text) => text,
-            Err(error) => {
-                let at = error.utf8_error().valid_up_to();
-                return Err(bad(path, None, format!("not UTF-8 text (byte {at})")));
-            }
-        };
-        self.sources.push(path.display().to_string());
-        match path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase).as_deref() {
-            Some("json") => self.add_json(path, &text),
-            Some("jsonl") => self.add_jsonl(path, &text),
-            _ => {
-                self.add(&text);
-                Ok(())
-            }
-        }
-    }
-
-    fn add_json(&mut self, path: &Path, text: &str) -> Result<()> {
-        let samples: Vec<Sample> = serde_json::from_str(text).map_err(|e| {
-            bad(path, Some(e.line()), format!("{e}; expected an array of strings or of objects with \"text\""))
-        })?;
-        for sample in &samples {
-            self.add(sample.text());
-        }
-        Ok(())
-    }
-
-    fn add_jsonl(&mut self, path: &Path, text: &str) -> Result<()> {
-        for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let sample: Sample = serde_json::from_str(line).map_err(|e| {
-                bad(path, Some(number + 1), format!("{e}; expected a string or an object with \"text\""))
-            })?;
-            self.add(sample.text());
-        }
-        Ok(())
-    }
-
-    fn add(&mut self, sample: &str) {
-        if sample.trim().is_empty() {
-            return;
-        }
-        if !self.seen.insert(xxh3_128(sample.as_bytes())) {
-            self.duplicates += 1;
-            return;
-        }
-        if self.samples > 0 {
-            self.text.push_str(SEPARATOR);
-        }
-        self.text.push_str(sample);
-        self.samples += 1;
-    }
 }
 
-#[derive(serde::Deserialize)]
-#[serde(untagged, expecting = "neither a string nor an object with a string under \"text\"")]
-enum Sample {
-    Text(String),
-    Object { text: String },
-}
-
-impl Sample {
-    fn text(&self) -> &str {
-        match self {
-            Sample::Text(text) | Sample::Object { text } => text,
-        }
+impl Part {
+    /// The samples, in order.
+    fn texts<'a>(&'a self, corpus: &'a Corpus) -> impl Iterator<Item = &'a str> {
+        self.pieces.iter().map(|piece| &corpus.text[piece.range.clone()])
     }
-}
-
-fn bad(path: &Path, line: Option<usize>, what: String) -> Error {
-    ModelError::CalibrationFormat { path: path.to_path_buf(), line, what }.into()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn corpus(files: &[(&str, &str)]) -> Result<Corpus> {
-        let dir = tempfile::tempdir().unwrap();
-        let paths: Vec<PathBuf> = files.iter().map(|(name, _)| dir.path().join(name)).collect();
-        for (path, (_, text)) in paths.iter().zip(files) {
-            fs::write(path, text).unwrap();
-        }
-        Corpus::read(&paths)
-    }
-
-    #[test]
-    fn one_text_file_is_taken_verbatim() {
-        let text = "\n = Title = \n\n\nline\r\nline\n";
-        assert_eq!(corpus(&[("a.raw", text)]).unwrap().text, text);
-    }
-
-    #[test]
-    fn json_and_jsonl_give_samples_and_duplicates_are_counted() {
-        let all = corpus(&[
-            ("a.json", r#"["one", {"text": "two", "id": 3}, "one", " "]"#),
-            ("b.jsonl", "\"two\"\n\n{\"text\": \"three\"}\n"),
-            ("c.txt", "four"),
-            ("d.txt", "four"),
-        ])
-        .unwrap();
-        assert_eq!(all.text, "one\n\ntwo\n\nthree\n\nfour");
-        assert_eq!((all.samples, all.duplicates), (4, 3));
-    }
-
-    #[test]
-    fn what_is_wrong_is_said_with_its_line() {
-        let message = |files: &[(&str, &str)]| corpus(files).unwrap_err().to_string();
-        assert!(message(&[("a.jsonl", "\"x\"\n{\"txt\": 1}")]).contains("a.jsonl:2: neither a string"));
-        assert!(message(&[("a.json", "{}")]).contains("expected an array"));
-        assert!(message(&[("a.txt", " \n")]).contains("no text"));
-        assert!(message(&[("a.txt", "")]).contains("a.txt"));
-    }
-}
+#[path = "tests.rs"]
+mod tests;

@@ -75,6 +75,14 @@ pub enum LlamaError {
         /// What it said.
         message: String,
     },
+    /// A graph has other nodes than the first of its size had.
+    #[error(
+        "tensor `{tensor}`: it is multiplied at another place of the graph than before, so its input cannot be changed"
+    )]
+    GraphChanged {
+        /// The weight of the multiplication.
+        tensor: String,
+    },
     /// A graph node has a memory layout that no known model makes.
     #[error("tensor `{tensor}`: {what}")]
     Layout {
@@ -143,6 +151,7 @@ impl LlamaError {
             | LlamaError::Tokens { .. }
             | LlamaError::NotObserving
             | LlamaError::Panicked { .. }
+            | LlamaError::GraphChanged { .. }
             | LlamaError::Layout { .. }
             | LlamaError::Length { .. } => Class::Failed,
         }

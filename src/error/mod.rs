@@ -2,18 +2,30 @@
 //!
 //! Messages are lower case and name the file first; the remedy is not part of the message but a [`Error::hint`], printed on a line of its own.
 
+mod analysis;
+mod compare;
 mod convert;
+mod corpus;
+mod eval;
+mod export;
 mod gguf;
 mod llama;
 mod model;
+mod report;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use analysis::AnalysisError;
+pub use compare::CompareError;
 pub use convert::ConvertError;
+pub use corpus::CorpusError;
+pub use eval::EvalError;
+pub use export::ExportError;
 pub use gguf::GgufError;
 pub use llama::LlamaError;
 pub use model::ModelError;
+pub use report::ReportError;
 
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -74,9 +86,27 @@ pub enum Error {
     /// A model cannot be converted as asked, or a converted file is not what it should be.
     #[error(transparent)]
     Convert(#[from] ConvertError),
+    /// A model cannot be measured as asked.
+    #[error(transparent)]
+    Eval(#[from] EvalError),
+    /// A text cannot be had, or is not what it should be.
+    #[error(transparent)]
+    Corpus(#[from] CorpusError),
+    /// Models cannot be compared.
+    #[error(transparent)]
+    Compare(#[from] CompareError),
+    /// An analysis found what it was asked to fail on.
+    #[error(transparent)]
+    Analysis(#[from] AnalysisError),
+    /// Numbers about a model cannot be exported.
+    #[error(transparent)]
+    Export(#[from] ExportError),
     /// llama.cpp refused something.
     #[error(transparent)]
     Llama(#[from] LlamaError),
+    /// A result cannot be shown.
+    #[error(transparent)]
+    Report(#[from] ReportError),
     /// The command line made no sense.
     #[error("{message}")]
     Usage {
@@ -107,7 +137,13 @@ impl Error {
             Error::Gguf { defect, .. } => defect.class(),
             Error::Model(error) => error.class(),
             Error::Convert(error) => error.class(),
+            Error::Eval(error) => error.class(),
+            Error::Corpus(error) => error.class(),
+            Error::Compare(error) => error.class(),
+            Error::Analysis(error) => error.class(),
+            Error::Export(error) => error.class(),
             Error::Llama(error) => error.class(),
+            Error::Report(_) => Class::Failed,
             Error::Usage { .. } => Class::Usage,
             Error::Interrupted => Class::Interrupted,
         }
@@ -128,7 +164,13 @@ impl Error {
             Error::Gguf { defect, .. } => defect.hint(),
             Error::Model(error) => error.hint(),
             Error::Convert(error) => error.hint(),
+            Error::Eval(error) => error.hint(),
+            Error::Corpus(error) => error.hint(),
+            Error::Compare(error) => error.hint(),
+            Error::Analysis(error) => error.hint(),
+            Error::Export(error) => error.hint(),
             Error::Llama(error) => error.hint(),
+            Error::Report(error) => error.hint(),
             Error::Usage { hint, .. } => hint.clone(),
             Error::Interrupted => None,
         }

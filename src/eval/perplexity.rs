@@ -1,19 +1,14 @@
-//! Perplexity as llama-perplexity defines it, to the printed digit: the text in chunks that do not overlap, each begun with BOS, the second half scored.
-//!
-//! For a chunk of `ctx` tokens the logits at positions `ctx / 2 ..= ctx - 2` are scored against the token that follows, `ctx - 1 - ctx / 2` tokens of each chunk.
-//! The standard error takes the tokens for independent, as there.
+//! Perplexity: exp of the mean negative log-likelihood of the scored tokens. With chunks side by side it is that of llama-perplexity, to the
+//! printed digit; which tokens are scored is said in `windows`.
 
-use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::corpus::chunks::Chunks;
-use crate::error::ModelError;
-use crate::llama::{Context, ContextOptions, Logits, Model};
-use crate::util::progress::{Progress, Unit};
-use crate::{Error, Result};
-
-/// Tokens of one graph at most, as in llama.cpp's tools.
-const UBATCH: u32 = 512;
+use super::measure::{Options, measure_alone};
+use super::statistics::{Estimate, Moments};
+use super::windows::{Cut, Windows};
+use crate::Result;
+use crate::llama::Model;
+use crate::util::progress::Progress;
 
 /// How perplexity is measured.
 #[derive(Debug, Clone, Copy)]
@@ -44,107 +39,74 @@ pub struct Perplexity {
     pub nll: f64,
     /// Tokens scored.
     pub tokens: u64,
-    /// Chunks run.
+    /// Chunks (or windows) run.
     pub chunks: u64,
     /// Tokens of a chunk.
     pub ctx: u32,
+    /// How far the window moved; `None` for chunks side by side.
+    pub stride: Option<u32>,
     /// The perplexity after each chunk.
     pub running: Vec<f64>,
-    /// The mean negative log-likelihood of each chunk's tokens, in nats; every chunk scores as many.
+    /// The mean negative log-likelihood of each chunk's tokens, in nats; chunks side by side score as many each.
     pub chunk_nll: Vec<f64>,
 }
 
-/// Measures the perplexity of `model` on `text`.
+impl Perplexity {
+    /// The value with its error.
+    pub fn estimate(&self) -> Estimate {
+        Estimate { value: self.value, error: self.error }
+    }
+}
+
+/// Measures the perplexity of `model` on `text`, in chunks side by side.
 ///
 /// # Errors
-/// [`ModelError::TextTooShort`] unless the text fills two chunks (llama-perplexity's rule), logits that are
-/// not finite, what llama.cpp refuses, and [`Error::Interrupted`].
+/// What [`Windows::new`] and [`super::measure()`] refuse.
 pub fn perplexity(
     model: &Model,
     text: &str,
     options: &PerplexityOptions,
     progress: &dyn Progress,
 ) -> Result<Perplexity> {
-    let ctx = options.ctx.max(4);
-    let chunks = Chunks::new(model, text, ctx)?;
-    if chunks.len() < 2 {
-        return Err(ModelError::TextTooShort { tokens: chunks.tokens().len(), needed: 2 * ctx as usize }.into());
-    }
-    let count = options.chunks.unwrap_or(chunks.len()).clamp(1, chunks.len());
-    let first = ctx as usize / 2;
-    let settings = ContextOptions { ubatch: ctx.min(UBATCH), threads: options.threads, ..ContextOptions::new(ctx) };
-    let mut context = Context::new(model, &settings)?;
-    let (mut sums, mut running, mut chunk_nll) =
-        (Sums::default(), Vec::with_capacity(count), Vec::with_capacity(count));
-    progress.begin("perplexity", count as u64 * u64::from(ctx), Unit::Tokens);
-    for index in 0..count {
-        if progress.interrupted() {
-            return Err(Error::Interrupted);
-        }
-        let tokens = chunks.get(index);
-        context.clear();
-        context.decode(&tokens, Logits::From(first))?;
-        chunk_nll.push(sums.add_chunk(context.logits(), model.vocab_size(), &tokens[first + 1..]));
-        if !sums.nll.is_finite() {
-            return Err(ModelError::LogitsNotFinite { path: model.path().to_path_buf(), chunk: index }.into());
-        }
-        running.push(sums.mean().exp());
-        progress.advance(u64::from(ctx));
-    }
-    progress.end();
-    Ok(sums.perplexity(ctx, running, chunk_nll))
+    let windows = Windows::new(model, text, Cut { ctx: options.ctx, chunks: options.chunks, stride: None })?;
+    measure_alone(model, &windows, Options { threads: options.threads, simulation: None }, progress)
 }
 
-/// Sums of negative log-likelihoods and of their squares.
-#[derive(Debug, Default)]
-struct Sums {
-    nll: f64,
-    nll_sq: f64,
-    tokens: u64,
+/// Likelihoods, summed up chunk by chunk.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Sums {
+    pub(super) all: Moments,
+    running: Vec<f64>,
+    chunk_nll: Vec<f64>,
 }
 
 impl Sums {
-    /// Adds the tokens that follow the first `targets.len()` rows of logits, and gives their mean negative log-likelihood.
-    fn add_chunk(&mut self, logits: &[f32], vocab: usize, targets: &[i32]) -> f64 {
-        let scores: Vec<f64> = logits
-            .par_chunks_exact(vocab)
-            .zip(targets)
-            .map(|(row, &target)| -log_softmax(row, target as usize))
-            .collect();
-        for &score in &scores {
-            self.nll += score;
-            self.nll_sq += score * score;
-            self.tokens += 1;
+    /// Adds the negative log-likelihoods of a chunk.
+    pub(super) fn add_chunk(&mut self, scores: impl Iterator<Item = f64>) {
+        let mut chunk = Moments::default();
+        for score in scores {
+            chunk.add(score);
+            self.all.add(score);
         }
-        scores.iter().sum::<f64>() / scores.len() as f64
+        self.running.push(self.all.mean().exp());
+        self.chunk_nll.push(chunk.mean());
     }
 
-    fn mean(&self) -> f64 {
-        self.nll / self.tokens as f64
-    }
-
-    fn perplexity(&self, ctx: u32, running: Vec<f64>, chunk_nll: Vec<f64>) -> Perplexity {
-        let (nll, count) = (self.mean(), self.tokens as f64);
-        let variance = self.nll_sq / count - nll * nll;
-        let error = (variance.max(0.0) / (count - 1.0)).sqrt();
+    pub(super) fn perplexity(self, cut: Cut) -> Perplexity {
+        let nll = self.all.estimate();
+        let Estimate { value, error } = nll.exp();
         Perplexity {
-            value: nll.exp(),
-            error: error * nll.exp(),
-            nll,
-            tokens: self.tokens,
-            chunks: running.len() as u64,
-            ctx,
-            running,
-            chunk_nll,
+            value,
+            error,
+            nll: nll.value,
+            tokens: self.all.count,
+            chunks: self.running.len() as u64,
+            ctx: cut.ctx,
+            stride: cut.stride,
+            running: self.running,
+            chunk_nll: self.chunk_nll,
         }
     }
-}
-
-/// The logarithm of the probability that the softmax of `logits` gives to `target`; exponentials in f32, their sum in f64, as in llama-perplexity.
-fn log_softmax(logits: &[f32], target: usize) -> f64 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&logit| f64::from((logit - max).exp())).sum();
-    f64::from(logits[target] - max) - sum.ln()
 }
 
 #[cfg(test)]
@@ -152,27 +114,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn uniform_logits_give_the_vocabulary_size() {
+    fn equal_scores_give_their_exponential() {
         let mut sums = Sums::default();
-        sums.add_chunk(&[2.5; 12], 4, &[0, 3, 1]);
-        let result = sums.perplexity(6, vec![4.0], vec![]);
-        assert!((result.value - 4.0).abs() < 1e-6 && result.error < 1e-3, "{result:?}");
-        assert_eq!(result.tokens, 3);
+        sums.add_chunk([4f64.ln(); 6].into_iter());
+        sums.add_chunk([4f64.ln(); 6].into_iter());
+        let result = sums.perplexity(Cut { ctx: 14, chunks: None, stride: None });
+        assert!((result.value - 4.0).abs() < 1e-9 && result.error < 1e-6, "{result:?}");
+        assert_eq!((result.tokens, result.chunks, result.running.len()), (12, 2, 2));
     }
 
     #[test]
-    fn log_softmax_is_the_definition_and_survives_large_logits() {
-        let expected = (1.0f64 / (1.0 + (-1.0f64).exp())).ln();
-        assert!((log_softmax(&[1e4, 1e4 - 1.0], 0) - expected).abs() < 1e-6);
-    }
-
-    #[test]
-    fn the_error_is_that_of_a_mean() {
-        // Two tokens with probabilities e^-1 and e^-3: mean 2, variance 1, standard error of the mean 1.
-        let mut sums = Sums { nll: 4.0, nll_sq: 10.0, tokens: 2 };
-        let result = sums.perplexity(4, vec![], vec![]);
-        assert!((result.error - 2.0f64.exp()).abs() < 1e-9);
-        sums.tokens = 1;
-        assert!(sums.perplexity(4, vec![], vec![]).value.is_finite());
+    fn chunks_keep_their_own_means() {
+        let mut sums = Sums::default();
+        sums.add_chunk([1.0, 3.0].into_iter());
+        sums.add_chunk([5.0, 7.0].into_iter());
+        let result = sums.perplexity(Cut { ctx: 6, chunks: None, stride: None });
+        assert_eq!((result.chunk_nll, result.nll), (vec![2.0, 6.0], 4.0));
+        assert_eq!(result.running, [2f64.exp(), 4f64.exp()]);
     }
 }

@@ -1,7 +1,7 @@
 //! A running model: one sequence, decoded batch after batch, watched or not. Sampling and several sequences are no business of ours.
 
-use super::ffi::RawContext;
-use super::{ContextOptions, Logits, Model, Observer};
+use super::ffi::{RawContext, ToTheEnd};
+use super::{ContextOptions, Logits, Model, Observer, Watch};
 use crate::Result;
 use crate::error::LlamaError;
 
@@ -13,6 +13,8 @@ pub struct Context<'m> {
     vocab: i32,
     position: usize,
     outputs: usize,
+    /// Logits of a decode in several graphs.
+    gathered: Vec<f32>,
 }
 
 impl<'m> Context<'m> {
@@ -23,7 +25,7 @@ impl<'m> Context<'m> {
     pub fn new(model: &'m Model, options: &ContextOptions) -> Result<Self> {
         let raw = RawContext::new(model, options)?;
         let vocab = i32::try_from(model.vocab_size()).unwrap_or(i32::MAX);
-        Ok(Self { raw, options: *options, vocab, position: 0, outputs: 0 })
+        Ok(Self { raw, options: *options, vocab, position: 0, outputs: 0, gathered: Vec::new() })
     }
 
     /// Appends `tokens` to the sequence and computes the asked logits.
@@ -33,6 +35,7 @@ impl<'m> Context<'m> {
     pub fn decode(&mut self, tokens: &[i32], logits: Logits) -> Result<()> {
         self.check(tokens)?;
         self.outputs = 0;
+        self.gathered.clear();
         self.raw.decode(tokens, self.position, |index| logits.wants(index), None)?;
         self.position += tokens.len();
         self.outputs = (0..tokens.len()).filter(|&index| logits.wants(index)).count();
@@ -41,29 +44,51 @@ impl<'m> Context<'m> {
 
     /// Appends `tokens` to the sequence while `observer` watches, one graph of at most `ubatch` tokens after the other.
     ///
-    /// Every token counts as an output, so that the last layers see all rows too; but the graph is left as soon as the last node that
-    /// the observer wanted is done (the first graph shows which that is), so the output head costs nothing and there are no logits.
+    /// As [`Self::decode_watched`] without logits.
     ///
     /// # Errors
-    /// As [`Self::decode`]; what the observer returned; [`LlamaError::Panicked`] if it panicked. The sequence is of no use then
-    /// until [`Self::clear`].
+    /// As there.
     pub fn decode_observed(&mut self, tokens: &[i32], observer: &mut dyn Observer) -> Result<()> {
+        self.decode_watched(tokens, Logits::None, Watch { observer: Some(observer), rewriter: None })
+    }
+
+    /// Appends `tokens` to the sequence while `watch` takes part, one graph of at most `ubatch` tokens after the other.
+    ///
+    /// With [`Logits::None`] every token counts as an output, so that the last layers see all rows; but each graph is left as soon as
+    /// the last node that anybody wanted is done (the first graph shows which that is), so the output head costs nothing and there are no
+    /// logits. Otherwise graphs run to their end, and from the last attention on only the rows of the asked tokens are computed.
+    /// The nodes that an observer or rewriter wants may not change over the life of a context.
+    ///
+    /// # Errors
+    /// As [`Self::decode`]; what those who take part returned; [`LlamaError::Panicked`] if one panicked; [`LlamaError::GraphChanged`] if
+    /// llama.cpp built another graph than before. The sequence is of no use then until [`Self::clear`].
+    pub fn decode_watched(&mut self, tokens: &[i32], logits: Logits, mut watch: Watch<'_>) -> Result<()> {
         if !self.options.observe {
             return Err(LlamaError::NotObserving.into());
         }
         self.check(tokens)?;
         self.outputs = 0;
-        for piece in tokens.chunks(self.options.ubatch.max(1) as usize) {
-            observer.begin_graph(piece.len());
-            self.raw.decode(piece, self.position, |_| true, Some(&mut *observer))?;
+        self.gathered.clear();
+        let (size, mut start) = (self.options.ubatch.max(1) as usize, 0);
+        let early = logits == Logits::None;
+        for piece in tokens.chunks(size) {
+            let watch = watch.reborrow();
+            let wants = |index: usize| early || logits.wants(start + index);
+            let outputs = if early { 0 } else { (0..piece.len()).filter(|&index| wants(index)).count() };
+            self.raw.decode(piece, self.position, wants, Some((watch.begun(piece.len()), ToTheEnd(!early))))?;
             self.position += piece.len();
+            start += piece.len();
+            self.outputs += outputs;
+            if tokens.len() > size {
+                self.gathered.extend_from_slice(self.raw.logits(outputs * self.vocab as usize));
+            }
         }
         Ok(())
     }
 
-    /// The logits of the last [`Self::decode`]: a row of vocabulary size for each token that was to get some, in order.
+    /// The logits of the last decode: a row of vocabulary size for each token that was to get some, in order.
     pub fn logits(&mut self) -> &[f32] {
-        self.raw.logits(self.outputs * self.vocab as usize)
+        if self.gathered.is_empty() { self.raw.logits(self.outputs * self.vocab as usize) } else { &self.gathered }
     }
 
     /// Forgets the sequence.
@@ -71,6 +96,7 @@ impl<'m> Context<'m> {
         self.raw.clear();
         self.position = 0;
         self.outputs = 0;
+        self.gathered.clear();
     }
 
     fn check(&self, tokens: &[i32]) -> Result<()> {

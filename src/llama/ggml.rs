@@ -28,8 +28,12 @@ pub fn simd_summary() -> String {
     format!("llama.cpp uses: {}", features.collect::<Vec<_>>().join(" "))
 }
 
+/// Whether the linked llama.cpp runs TCQ4_K32 tensors (type id 80) as they are; the stock one does not.
+pub fn knows_tcq4() -> bool {
+    ffi::knows_tcq4()
+}
+
 /// Which llama.cpp is linked: its ggml's version, and whether it is the stock one or patched to run TCQ4_K32.
 pub fn about() -> String {
-    let (version, patched) = ffi::about();
-    format!("llama.cpp: {}, ggml {version}", if patched { "patched for TCQ4_K32" } else { "stock" })
+    format!("llama.cpp: {}, ggml {}", if knows_tcq4() { "patched for TCQ4_K32" } else { "stock" }, ffi::version())
 }

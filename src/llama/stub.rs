@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::marker::PhantomData;
 use std::path::Path;
 
-use super::{ContextOptions, Logits, ModelOptions, Observer};
+use super::{ContextOptions, Logits, ModelOptions, Observer, Watch};
 use crate::Result;
 use crate::error::LlamaError;
 
@@ -69,6 +69,10 @@ impl<'m> Context<'m> {
         match self.0 {}
     }
 
+    pub fn decode_watched(&mut self, _tokens: &[i32], _logits: Logits, _watch: Watch<'_>) -> Result<()> {
+        match self.0 {}
+    }
+
     pub fn logits(&mut self) -> &[f32] {
         match self.0 {}
     }
@@ -92,6 +96,11 @@ pub fn quantize_rows(
 /// Refuses: ggml's types need llama.cpp.
 pub fn dequantize_rows(_ty: u32, _src: &[u8], _columns: usize, _dst: &mut [f32]) -> Result<()> {
     refuse("reading this tensor type")
+}
+
+/// No: there is no llama.cpp.
+pub fn knows_tcq4() -> bool {
+    false
 }
 
 /// Says that there is no llama.cpp.

@@ -4,5 +4,6 @@ pub mod cholesky;
 pub mod hadamard;
 pub mod permutation;
 pub mod products;
+pub mod stats;
 
 pub use permutation::Permutation;

@@ -18,6 +18,8 @@ fn statistics() -> Statistics {
         ChannelStats {
             counts: (0..matrices as u64).map(|m| 10 + m).collect(),
             abs_max: (0..len).map(|i| i as f32 * 0.5).collect(),
+            min: (0..len).map(|i| i as f32 * -0.5).collect(),
+            max: (0..len).map(|i| i as f32 * 0.25).collect(),
             sum: wide(-0.25),
             sum_abs: wide(0.5),
             sum_sq: wide(2.0),
@@ -46,6 +48,32 @@ fn statistics() -> Statistics {
     let experts = ChannelStats { rows: rows(2, vec![2, 0]), ..filled(3, 2) };
     stats.entries.insert("blk.0.ffn_up_exps.weight".into(), experts);
     stats
+}
+
+/// A file of an earlier version: everything but the smallest and largest values.
+#[test]
+fn files_without_ranges_load_and_say_so() {
+    let dir = Dir::new();
+    let (sums, counts) = (("w.in_sum2", &[2u64][..], &[4.0f32, 9.0][..]), ("w.counts", &[1u64][..], &[2.0f32][..]));
+    let others: [(&str, &[u64], &[f32]); 3] =
+        [("w.in_absmax", &[2], &[2.0, 3.0]), ("w.in_sum", &[2], &[1.0, -1.0]), ("w.in_sumabs", &[2], &[3.0, 4.0])];
+    let range: [(&str, &[u64], &[f32]); 2] = [("w.in_min", &[2], &[-2.0, -3.0]), ("w.in_max", &[2], &[1.0, -1.0])];
+    let load =
+        |parts: &[&[Part<'_>]]| store::load(&imatrix(&dir, &parts.concat(), true)).map_err(|error| dir.message(&error));
+    let old = load(&[&[sums, counts], &others]).unwrap();
+    let entry = &old.entries["w"];
+    assert_eq!((entry.complete, entry.ranged, entry.range(0), entry.max_abs(1)), (true, false, None, 3.0));
+    let path = dir.file("again.gguf");
+    store::save(&path, &old, false, &[]).unwrap();
+    assert_eq!(store::load(&path).unwrap(), old, "what is not known is not invented");
+    let new = load(&[&[sums, counts], &others, &range]).unwrap();
+    assert_eq!((new.entries["w"].ranged, new.entries["w"].range(1)), (true, Some((-3.0, -1.0))));
+    let half = load(&[&[sums, counts, range[0]]]).unwrap();
+    assert!(!half.entries["w"].ranged);
+    let mut crossed = range;
+    crossed[1].2 = &[1.0, -4.0];
+    let message = load(&[&[sums, counts], &crossed]).unwrap_err();
+    assert_eq!(message, "hostile.gguf: not a usable statistics file: `w`: in_min is -3 and in_max -4 at 1");
 }
 
 #[test]
@@ -77,8 +105,11 @@ fn the_file_is_an_imatrix_file() {
     assert_eq!(dims("blk.0.ffn_up_exps.weight.counts"), [1, 3]);
 }
 
-/// Writes a statistics file with the given tensors, each of F32 values.
-fn imatrix(dir: &Dir, tensors: &[(&str, &[u64], &[f32])], keys: bool) -> PathBuf {
+/// A tensor of F32 values: name, dimensions, values.
+type Part<'a> = (&'a str, &'a [u64], &'a [f32]);
+
+/// Writes a statistics file with the given tensors.
+fn imatrix(dir: &Dir, tensors: &[Part<'_>], keys: bool) -> PathBuf {
     let path = dir.file("hostile.gguf");
     let mut metadata = Metadata::new();
     metadata.set("general.type", "imatrix");
@@ -286,8 +317,8 @@ mod runs {
         for (name, stats) in &whole.entries {
             let other = &merged.entries[name];
             assert_eq!(
-                (&stats.counts, &stats.abs_max, &stats.rows),
-                (&other.counts, &other.abs_max, &other.rows),
+                (&stats.counts, &stats.abs_max, &stats.min, &stats.max, &stats.rows),
+                (&other.counts, &other.abs_max, &other.min, &other.max, &other.rows),
                 "{name}"
             );
             let close = |(a, b): (&f64, &f64)| (a - b).abs() <= ORDER_TOLERANCE * a.abs();

@@ -17,7 +17,8 @@ pub const ERROR_REL: f64 = 0.01;
 /// The perplexity of a model of `dir` on a little text.
 pub fn perplexity(dir: &Dir, model: &str) -> f64 {
     let record = dir.tcq4(&format!("eval {model} -f EVALUATION --ctx 128 --chunks 4 --json")).record("eval");
-    assert_eq!((&record["chunks"], &record["ctx"]), (&Value::from(4), &Value::from(128)));
+    let of = &record["data_sets"][0];
+    assert_eq!((&of["chunks"], &of["ctx"]), (&Value::from(4), &Value::from(128)));
     record["perplexity"].as_f64().unwrap()
 }
 
@@ -147,9 +148,21 @@ fn records_are_pure_json_and_complete() {
         "tensors",
     ];
     fields("inspect out.gguf --json", "inspect", &summary);
-    let calibration = ["output", "stats", "permutations", "chunks", "chunk_size"];
+    let calibration = ["output", "stats", "permutations", "chunks", "chunk_size", "text"];
     fields("calibrate -m MODEL -o c.json -c EVALUATION -n 1 --ctx 32 --json", "calibrate", &calibration);
-    let measured = ["model", "text", "decoded", "perplexity", "error", "nll", "tokens", "chunks", "ctx", "running"];
+    let measured = [
+        "model",
+        "decoded",
+        "simulate",
+        "reference",
+        "logits_out",
+        "perplexity",
+        "error",
+        "kld",
+        "same_top",
+        "p_diff_rms",
+        "data_sets",
+    ];
     fields("eval out.gguf -f EVALUATION --ctx 32 --chunks 2 --json", "eval", &measured);
 }
 

@@ -262,16 +262,17 @@ fn calibration_texts() {
         ("empty.json", format!("error: empty.json: no text to calibrate with\n{few}")),
         ("latin1.txt", "error: latin1.txt: not UTF-8 text (byte 3)".into()),
         ("none.txt", "error: none.txt: cannot read: No such file or directory (os error 2)".into()),
-        ("bad.jsonl", "error: bad.jsonl:2: neither a string nor an object with a string under \"text\"; expected a string or an object with \"text\"".into()),
+        ("bad.jsonl", "error: bad.jsonl:2: neither a string nor an object with a string under \"text\"; expected a string or an object with \"text\" or \"messages\"".into()),
     ] {
         dir.tcq4(&format!("convert MODEL -o out.gguf -c {file}")).fails(3, &message);
         dir.tcq4(&format!("calibrate -m MODEL -o out.json --stats out.gguf -c {file}")).fails(3, &message);
     }
-    dir.tcq4("convert MODEL -o out.gguf -c bad.json").fails_like(3, "error: bad.json:1: ");
+    dir.tcq4("convert MODEL -o out.gguf -c bad.json")
+        .fails_like(3, "error: bad.json: no array of samples; expected an array of strings");
     let short = "hint: give a longer text, or shorter chunks with --ctx";
-    for line in ["convert MODEL -o out.gguf -c short.txt", "eval MODEL -f short.txt"] {
+    for (line, least) in [("convert MODEL -o out.gguf -c short.txt", 512), ("eval MODEL -f short.txt", 1024)] {
         let done = dir.tcq4(line);
-        assert!(done.error().ends_with(&format!(" tokens, at least 512 are needed\n{short}")), "{}", done.error());
+        assert!(done.error().ends_with(&format!(" tokens, at least {least} are needed\n{short}")), "{}", done.error());
         done.fails_like(3, "error: the text has ");
     }
 }
@@ -370,7 +371,7 @@ fn wrong_usage() {
         ),
         (
             "calibrate -m MODEL -o o --stats s",
-            "error: the following required arguments were not provided:\n  --calibration <FILE>",
+            "error: the following required arguments were not provided:\n  --calibration <SRC>",
         ),
         ("calibrate -m MODEL -o o -n 0", "error: invalid value '0' for '--samples <N>'"),
         ("eval MODEL -f f --ctx 3", "error: invalid value '3' for '--ctx <TOKENS>'"),

@@ -15,6 +15,8 @@ const FLOORS: &[&[&str]] = &[
     &["calib"],
     &["quant"],
     &["convert", "eval", "inspect"],
+    &["analysis"],
+    &["report"],
     &["cli"],
 ];
 

@@ -204,6 +204,7 @@ fn experts_get_the_rows_that_the_router_sends_them() {
         let close = |a: &f64, b: &f64| (a - b).abs() <= SUM_TOLERANCE * b.abs();
         assert!(stats.sum_sq.iter().zip(&expected.sum_sq).all(|(a, b)| close(a, b)), "{name}");
         assert_eq!(stats.abs_max, expected.abs_max, "{name}");
+        assert_eq!((&stats.min, &stats.max), (&expected.min, &expected.max), "{name}");
     }
     let down = &entries["blk.0.ffn_down_exps.weight"];
     assert_eq!((&down.counts, down.columns, down.matrices), (&expected.counts, 512, 4));
@@ -229,6 +230,7 @@ fn route(tiny: &TinyModel, rows: &[Vec<f32>]) -> ChannelStats {
                 let at = expert * columns + j;
                 stats.sum_sq[at] += f64::from(*x).powi(2);
                 stats.abs_max[at] = stats.abs_max[at].max(x.abs());
+                (stats.min[at], stats.max[at]) = (stats.min[at].min(*x), stats.max[at].max(*x));
             }
         }
     }

@@ -2,15 +2,27 @@
 #![allow(unreachable_pub, reason = "`pub` marks what the modules of the tests share")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+mod analysis;
+mod browser;
 mod calib;
 #[cfg(feature = "llama")]
 mod cli;
+mod cli_analyze;
 #[cfg(feature = "llama")]
 mod cli_calibration;
+#[cfg(feature = "llama")]
+mod cli_compare;
 mod cli_errors;
+mod cli_export;
 mod cli_outputs;
 mod convert;
+#[cfg(feature = "llama")]
+mod corpus;
+#[cfg(feature = "download")]
+mod corpus_http;
 mod determinism;
+#[cfg(feature = "llama")]
+mod eval;
 mod gguf;
 mod gguf_hostile;
 mod gguf_mutants;
@@ -22,6 +34,9 @@ mod llama;
 mod model;
 mod prepare;
 mod quant;
+mod report;
+#[cfg(feature = "llama")]
+mod rewrite;
 mod safety;
 mod support;
 mod tiny_forward;

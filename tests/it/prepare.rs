@@ -94,6 +94,7 @@ fn sums(rows: &Arc<SampleRows>, matrices: usize) -> ChannelStats {
         stats.counts[base] += 1;
         for (at, &x) in (base * rows.columns..).zip(row) {
             stats.abs_max[at] = stats.abs_max[at].max(x.abs());
+            (stats.min[at], stats.max[at]) = (stats.min[at].min(x), stats.max[at].max(x));
             stats.sum_abs[at] += f64::from(x.abs());
             stats.sum_sq[at] += f64::from(x) * f64::from(x);
         }

@@ -1,23 +1,31 @@
 //! The command line as the user types it. Nothing is looked up or opened here; `settings.rs` resolves what is left open.
 
+mod analyze;
+mod datasets;
 mod evaluate;
+mod export;
 mod look;
 mod produce;
 mod shared;
 
 use clap::{Args, Parser, Subcommand};
 
-pub(crate) use self::evaluate::EvalArgs;
+pub(crate) use self::analyze::{AnalyzeArgs, LookArgs};
+pub(crate) use self::datasets::{DatasetsArgs, DatasetsCommand};
+pub(crate) use self::evaluate::{CompareArgs, EvalArgs};
+pub(crate) use self::export::{ChannelsArgs, ExportArgs, ExportWhat, RangesArgs, RowArgs, ScalesFromArgs};
 pub(crate) use self::look::{DiffArgs, InspectArgs, VerifyArgs};
 pub(crate) use self::produce::{CalibrateArgs, ConvertArgs, DequantizeArgs, PermsArgs, QuantizeArgs};
-pub(crate) use self::shared::{CalibrationArgs, MethodArgs, OutputArgs, PermsOutputArgs, ProductionArgs, TypeArgs};
+pub(crate) use self::shared::{
+    CalibrationArgs, DataArgs, MethodArgs, OutputArgs, PermsOutputArgs, ProductionArgs, StoreArgs, TypeArgs,
+};
 use crate::tcq::Isa;
 
 /// Converts F16 GGUF models to TCQ4_K32: 4-bit weights for INT4 tensor cores, calibrated through llama.cpp.
 #[derive(Debug, Parser)]
 #[command(name = "tcq4", version, long_version = crate::cli::version::LONG.as_str(), max_term_width = 120, propagate_version = false)]
 #[command(
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused input, 4 fallbacks under --strict, 130 interrupted."
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused input, 4 fallbacks under --strict or experts below a threshold, 130 interrupted."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -67,11 +75,23 @@ pub(crate) enum Command {
     Diff(DiffArgs),
     /// Measure the perplexity of a model on a text
     Eval(EvalArgs),
+    /// List the data sets that have names, or fetch them
+    Datasets(DatasetsArgs),
+    /// Write numbers for other programs: rows of weights, channels, activation ranges, scales
+    Export(ExportArgs),
+    /// Compare models on texts: paired differences of their perplexities, with intervals
+    Compare(CompareArgs),
+    /// Show what quantisation does to a model, layer by layer
+    Analyze(Box<AnalyzeArgs>),
 }
 
 impl Command {
     /// Whether llama.cpp computes for this command.
     pub(crate) fn runs_a_model(&self) -> bool {
-        matches!(self, Command::Convert(_) | Command::Calibrate(_) | Command::Eval(_))
+        match self {
+            Command::Convert(_) | Command::Calibrate(_) | Command::Eval(_) | Command::Compare(_) => true,
+            Command::Analyze(args) => !args.calibration.calibration.is_empty(),
+            _ => false,
+        }
     }
 }

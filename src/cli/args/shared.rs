@@ -13,9 +13,13 @@ use crate::tcq::Encoder;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Calibration")]
 pub(crate) struct CalibrationArgs {
-    /// Calibration text: a text, .json or .jsonl file (repeatable)
-    #[arg(short, long = "calibration", value_name = "FILE")]
-    pub(crate) calibration: Vec<PathBuf>,
+    /// Calibration text (repeatable): a data set (see `tcq4 datasets`) or a text, .json, .jsonl or .csv file, also with .gz; with a sampling
+    /// rule (@RULE) and a share of the chunks (:WEIGHT) if you like: c4@texts:0.3
+    #[arg(short, long = "calibration", value_name = "SRC")]
+    pub(crate) calibration: Vec<String>,
+    /// Say how much of the calibration text stands in this evaluation text, a data set or a file
+    #[arg(long, value_name = "SRC", requires = "calibration")]
+    pub(crate) check_overlap: Option<String>,
     /// Use at most this many chunks of text [default: 128; for `convert` 32 where the model has no experts]
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) samples: Option<u32>,
@@ -28,6 +32,37 @@ pub(crate) struct CalibrationArgs {
     /// Layers to run on the GPU (builds with CUDA)
     #[arg(long, value_name = "LAYERS", default_value_t = 0)]
     pub(crate) ngl: u32,
+    #[command(flatten)]
+    pub(crate) data: DataArgs,
+}
+
+/// Where texts come from and how they are read.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Texts")]
+pub(crate) struct DataArgs {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    /// Column of CSV files and key of JSON samples that holds the text [default: text]; columns of a CSV file without names are numbered: 2+3
+    #[arg(long, value_name = "NAME")]
+    pub(crate) text_column: Option<String>,
+    /// Let the text spell control tokens; conversations do in any case
+    #[arg(long)]
+    pub(crate) parse_special: bool,
+}
+
+/// Where data sets lie.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Texts")]
+pub(crate) struct StoreArgs {
+    /// Folder of the data sets [default: tcq4/datasets in the user's cache folder]
+    #[arg(long, global = true, value_name = "DIR", env = "TCQ4_DATA_DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Fetch nothing from the network
+    #[arg(long, global = true, env = "TCQ4_OFFLINE", value_parser = clap::builder::BoolishValueParser::new())]
+    pub(crate) offline: bool,
+    /// Server to fetch from instead of https://HOST/PATH: it has everything under /HOST/PATH
+    #[arg(long, global = true, value_name = "URL", env = "TCQ4_DATA_MIRROR")]
+    pub(crate) data_mirror: Option<String>,
 }
 
 /// How weights are prepared and encoded.

@@ -7,14 +7,15 @@ use serde_json::json;
 use super::perms::{Request, make};
 use super::statistics::{self, Keep};
 use crate::cli::args::CalibrateArgs;
-use crate::cli::{Outcome, Session, settings};
+use crate::cli::{Outcome, Session, data, settings};
 use crate::gguf::Source;
 use crate::util::atomic_file::check_target;
 use crate::util::progress::Progress;
 
 pub(in crate::cli) fn run(session: &Session, args: &CalibrateArgs) -> Outcome {
     let source = Source::open(&args.model)?;
-    let texts = &args.calibration.calibration;
+    let specs = data::sources(&args.calibration.calibration)?;
+    let texts = &data::files(&specs);
     let (output, force) = (&args.perms.output, args.perms.force);
     let inputs: Vec<&Path> = source.shards().chain(texts.iter().map(PathBuf::as_path)).collect();
     check_target(output, force, &inputs)?;
@@ -26,7 +27,10 @@ pub(in crate::cli) fn run(session: &Session, args: &CalibrateArgs) -> Outcome {
         None
     } else {
         let keep = Keep::beside(&args.perms.output, args.resume);
-        Some((statistics::measure(session, &source, &args.calibration, statistics::MANY_SAMPLES, &keep, None)?, keep))
+        Some((
+            statistics::measure(session, &source, &args.calibration, &specs, statistics::MANY_SAMPLES, &keep, None)?,
+            keep,
+        ))
     };
     if let (Some(path), Some((statistics, _))) = (&args.stats, &statistics) {
         statistics::save(path, statistics, args.perms.force, &source)?;
@@ -41,7 +45,7 @@ pub(in crate::cli) fn run(session: &Session, args: &CalibrateArgs) -> Outcome {
     let (chunks, size) = measured.map_or((0, 0), |s| (s.chunk_count, s.chunk_size));
     session.printer.record(
         "calibrate",
-        json!({ "output": args.perms.output, "stats": args.stats, "permutations": count, "chunks": chunks, "chunk_size": size }),
+        json!({ "output": args.perms.output, "stats": args.stats, "permutations": count, "chunks": chunks, "chunk_size": size, "text": measured.and_then(statistics::composition) }),
     );
     Ok(0)
 }

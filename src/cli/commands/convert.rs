@@ -3,28 +3,19 @@
 use super::produce::{Evidence, Production};
 use super::statistics;
 use crate::cli::args::ConvertArgs;
-use crate::cli::{Outcome, Session, settings};
+use crate::cli::{Outcome, Session, data, settings};
 use crate::gguf::Source;
 use crate::model::Arch;
 
 pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
     let source = Source::open(&args.model)?;
-    let production = Production {
-        session,
-        source: &source,
-        output: &args.output,
-        args: &args.production,
-        inputs: &args.calibration.calibration,
-    };
+    let specs = data::sources(&args.calibration.calibration)?;
+    let texts = data::files(&specs);
+    let production =
+        Production { session, source: &source, output: &args.output, args: &args.production, inputs: &texts };
     let Some(plan) = production.plan()? else { return Ok(0) };
     if let Some(path) = &args.stats {
-        settings::check_side_output(
-            path,
-            &args.output,
-            args.production.out.force,
-            &source,
-            &args.calibration.calibration,
-        )?;
+        settings::check_side_output(path, &args.output, args.production.out.force, &source, &texts)?;
     }
     plan.check_encoders()?; // before the long part
     let has_experts = Arch::from_metadata(source.metadata()).experts > 0;
@@ -34,6 +25,7 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
         session,
         &source,
         &args.calibration,
+        &specs,
         samples,
         &statistics::Keep::in_memory(),
         std::env::var("TCQ4_EXP").is_ok().then_some(&mut hessians),

@@ -48,6 +48,8 @@ struct Record<'a> {
     seconds: f64,
     plan: &'a Conversion,
     prepared: &'a Prepared,
+    /// What is known about the calibration text.
+    text: Option<serde_json::Value>,
 }
 
 impl Production<'_> {
@@ -132,6 +134,7 @@ impl Production<'_> {
             seconds: seconds.as_secs_f64(),
             plan,
             prepared: &prepared,
+            text: statistics.and_then(super::statistics::composition),
         };
         self.session.printer.record("convert", record);
         let fell_back = prepared.groups.iter().any(|g| g.unscaled.is_some() || g.unordered.is_some());

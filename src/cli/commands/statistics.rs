@@ -2,11 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::calib::{CalibrationOptions, Statistics, calibrate_with, run::forget_checkpoint, store};
-use crate::cli::Session;
+use crate::calib::run::{COMPOSITION_NOTE, forget_checkpoint};
+use crate::calib::{CalibrationOptions, Statistics, calibrate_with, store};
 use crate::cli::args::CalibrationArgs;
-use crate::corpus::Corpus;
+use crate::cli::{Session, data};
 use crate::corpus::chunks::Selection;
+use crate::corpus::overlap::WORTH_A_WARNING;
+use crate::corpus::{Corpus, Overlap, Purpose, SourceSpec, load as load_text};
 use crate::error::Result;
 use crate::gguf::Source;
 use crate::llama::{Model, ModelOptions};
@@ -52,14 +54,13 @@ pub(super) fn measure(
     session: &Session,
     source: &Source,
     args: &CalibrationArgs,
+    specs: &[SourceSpec],
     default_samples: u32,
     keep: &Keep,
     hessians: Option<&mut crate::calib::Hessians>,
 ) -> Result<Statistics> {
-    let corpus = match &args.calibration[..] {
-        [] => Corpus::from_text(DEFAULT_NAME, DEFAULT_TEXT)?,
-        paths => Corpus::read(paths)?,
-    };
+    let samples = args.samples.unwrap_or(default_samples) as usize;
+    let corpus = text(session, source, args, specs, samples)?;
     if corpus.duplicates > 0 {
         session.progress.note(&format!(
             "{} of {} samples were exact duplicates and dropped",
@@ -70,7 +71,7 @@ pub(super) fn measure(
     let model = Model::load(source.first_shard(), &ModelOptions { gpu_layers: args.ngl })?;
     let options = CalibrationOptions {
         ctx: args.ctx,
-        samples: args.samples.unwrap_or(default_samples) as usize,
+        samples,
         selection: Selection::Seeded(args.seed),
         threads: session.threads(),
         checkpoint: keep.checkpoint.clone(),
@@ -78,6 +79,40 @@ pub(super) fn measure(
         ..CalibrationOptions::default()
     };
     Ok(calibrate_with(&model, &corpus, &store::fingerprint(source), &options, hessians, &session.progress)?.as_kept())
+}
+
+/// The text, compared with an evaluation text if that was asked.
+fn text(
+    session: &Session,
+    source: &Source,
+    args: &CalibrationArgs,
+    specs: &[SourceSpec],
+    samples: usize,
+) -> Result<Corpus> {
+    if specs.is_empty() {
+        return Corpus::from_text(DEFAULT_NAME, DEFAULT_TEXT);
+    }
+    let options = data::load_options(&args.data, source, samples, args.ctx, args.seed);
+    let mut corpus = load_text(specs, Purpose::Calibration, &options, &session.progress)?;
+    if let Some(evaluation) = &args.check_overlap {
+        let evaluation = [SourceSpec::parse(evaluation)?];
+        let evaluation = load_text(&evaluation, Purpose::Evaluation, &options, &session.progress)?;
+        let overlap = Overlap::measure(&corpus, &evaluation);
+        if overlap.share >= WORTH_A_WARNING {
+            session.progress.note(&format!(
+                "{:.1} % of the calibration text stands in {} too: measurements on it will look too good",
+                overlap.share * 100.0,
+                overlap.with.join(", ")
+            ));
+        }
+        corpus.overlap = Some(overlap);
+    }
+    Ok(corpus)
+}
+
+/// What is known about the text behind statistics, for records.
+pub(super) fn composition(statistics: &Statistics) -> Option<serde_json::Value> {
+    serde_json::from_str(statistics.notes.get(COMPOSITION_NOTE)?).ok()
 }
 
 /// Writes statistics to a file.

@@ -3,8 +3,10 @@
 
 mod hook;
 mod log;
+mod node;
 mod runtime;
 mod types;
+mod walk;
 
-pub(super) use runtime::{RawContext, RawModel};
-pub(super) use types::{about, dequantize, quantize, system_info};
+pub(super) use runtime::{RawContext, RawModel, ToTheEnd};
+pub(super) use types::{dequantize, knows_tcq4, quantize, system_info, version};

@@ -1,22 +1,22 @@
 //! Models and contexts by their raw pointers: created, used and freed here. The model comes from llama-cpp-2; the context cannot,
 //! because that crate has no way to set the graph-eval callback.
 
-use std::ffi::c_void;
+use std::ffi::{CString, c_void};
 use std::fmt;
 use std::marker::PhantomData;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use llama_cpp_2::llama_backend::LlamaBackend;
 use llama_cpp_2::model::LlamaModel;
-use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_sys_2 as sys;
 
 use super::hook::{Hook, on_node};
 use super::log;
 use crate::error::LlamaError;
-use crate::llama::{ContextOptions, Model, Observer};
+use crate::llama::{ContextOptions, Model, Watch};
 use crate::{Error, Result};
 
 /// `LlamaModel` is `repr(transparent)` over the pointer; if it ever is not, this stops the build.
@@ -48,14 +48,15 @@ impl RawModel {
         }
         let _one = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
         log::forget();
-        let params = LlamaModelParams::default().with_n_gpu_layers(gpu_layers);
-        LlamaModel::load_from_file(backend, path, &params).map(Self).map_err(|error| {
-            let reason = match error {
-                llama_cpp_2::LlamaModelLoadError::NullResult => log::reason(),
-                other => other.to_string(),
-            };
-            LlamaError::Load { path: path.to_path_buf(), reason }.into()
-        })
+        let missing = || LlamaError::Load { path: path.to_path_buf(), reason: "its path has a NUL".into() };
+        let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| missing())?;
+        // SAFETY: a NUL-terminated name and parameters from the defaults; the backend is initialised.
+        let model = unsafe { sys::llama_model_load_from_file(name.as_ptr(), model_params(gpu_layers)) };
+        let Some(model) = NonNull::new(model) else {
+            return Err(LlamaError::Load { path: path.to_path_buf(), reason: log::reason() }.into());
+        };
+        // SAFETY: `repr(transparent)` over a non-null pointer to the model (its size is asserted above), which it frees when dropped.
+        Ok(Self(unsafe { std::mem::transmute::<NonNull<sys::llama_model>, LlamaModel>(model) }))
     }
 
     /// The safe wrapper, for everything that it can do.
@@ -68,6 +69,10 @@ impl RawModel {
         unsafe { *std::ptr::from_ref(&self.0).cast::<*mut sys::llama_model>() }
     }
 }
+
+/// Whether a watched graph runs to its end, for the sake of its logits.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::llama) struct ToTheEnd(pub(in crate::llama) bool);
 
 /// A context, its batch and the hook that its callback works on.
 pub(in crate::llama) struct RawContext<'m> {
@@ -94,7 +99,7 @@ impl<'m> RawContext<'m> {
         let too_many =
             |_| LlamaError::Context { reason: format!("{} tokens are too many for one batch", options.batch) };
         let capacity = i32::try_from(options.batch.max(1)).map_err(too_many)?;
-        let hook = Box::into_raw(Box::new(Hook::new()));
+        let hook = Box::into_raw(Box::new(Hook::default()));
         let params = context_params(options, model.gpu_layers > 0, hook);
         log::forget();
         // SAFETY: the model is alive for 'm; the hook outlives the context (see Drop).
@@ -109,7 +114,8 @@ impl<'m> RawContext<'m> {
         Ok(Self { context, batch, capacity: capacity as usize, hook, model: PhantomData })
     }
 
-    /// Runs `tokens` at `position` and after, watched by `observer` if the context has a callback.
+    /// Runs `tokens` at `position` and after. If the context has a callback, `watch` takes part in the graph, of which there must be one only:
+    /// it is left early unless it is to run to its end.
     ///
     /// # Panics
     /// If there are more tokens than the batch holds.
@@ -118,7 +124,7 @@ impl<'m> RawContext<'m> {
         tokens: &[i32],
         position: usize,
         output: impl Fn(usize) -> bool,
-        observer: Option<&mut dyn Observer>,
+        watch: Option<(Watch<'_>, ToTheEnd)>,
     ) -> Result<()> {
         assert!(tokens.len() <= self.capacity, "the caller checks the batch size");
         for (i, &token) in tokens.iter().enumerate() {
@@ -133,9 +139,10 @@ impl<'m> RawContext<'m> {
         }
         self.batch.n_tokens = tokens.len() as i32;
         log::forget();
-        if let Some(observer) = observer {
+        if let Some((watch, ToTheEnd(to_the_end))) = watch {
+            let outputs = (0..tokens.len()).filter(|&i| output(i)).count();
             // SAFETY: no decode is running, so C++ does not use the hook now.
-            unsafe { &mut *self.hook }.arm(observer);
+            unsafe { &mut *self.hook }.arm(watch, (tokens.len(), outputs), to_the_end);
         }
         // SAFETY: context and batch are alive; the callback keeps panics on this side.
         let status = unsafe { sys::llama_decode(self.context.as_ptr(), self.batch) };
@@ -172,6 +179,15 @@ impl Drop for RawContext<'_> {
             drop(Box::from_raw(self.hook));
         }
     }
+}
+
+fn model_params(gpu_layers: u32) -> sys::llama_model_params {
+    // SAFETY: pure functions, one that returns a struct by value.
+    let (mut params, amx) = unsafe { (sys::llama_model_default_params(), sys::ggml_cpu_has_amx_int8() != 0) };
+    params.n_gpu_layers = i32::try_from(gpu_layers).unwrap_or(i32::MAX);
+    // Compilers may drop what ggml stores for `ldtilecfg` (GCC 12 does: its header names 8 of the 64 bytes as read), which then faults.
+    params.use_extra_bufts = !amx;
+    params
 }
 
 fn context_params(options: &ContextOptions, gpu: bool, hook: *mut Hook) -> sys::llama_context_params {

@@ -163,11 +163,18 @@ pub(in crate::llama) fn system_info() -> String {
     text(unsafe { sys::llama_print_system_info() })
 }
 
-/// ggml's version, and whether this llama.cpp knows TCQ4_K32 (its number of tensor types is then beyond ours).
-pub(in crate::llama) fn about() -> (String, bool) {
+/// ggml's version.
+pub(in crate::llama) fn version() -> String {
     // SAFETY: returns a pointer to a static string.
-    let version = text(unsafe { sys::ggml_version() });
-    (version, sys::GGML_TYPE_COUNT > tcq::GGML_TYPE_ID)
+    text(unsafe { sys::ggml_version() })
+}
+
+/// Whether ggml's table of types has TCQ4_K32 under our id, with our blocks.
+pub(in crate::llama) fn knows_tcq4() -> bool {
+    traits(tcq::GGML_TYPE_ID).is_ok_and(|(traits, name)| {
+        let block = (traits.blck_size as usize, traits.type_size);
+        block == (tcq::CHUNK, tcq::ROW_BYTES) && name.to_ascii_lowercase().starts_with("tcq4")
+    })
 }
 
 fn text(string: *const c_char) -> String {

@@ -15,7 +15,6 @@ pub fn fixture(name: &str) -> PathBuf {
 }
 
 /// What a run of the binary left behind.
-#[cfg_attr(not(feature = "llama"), expect(dead_code, reason = "the tests that look closer need llama.cpp"))]
 pub struct Done {
     pub code: Option<i32>,
     pub stdout: String,
@@ -35,6 +34,17 @@ impl Dir {
             "EVALUATION" => fixture("text/evaluation.txt"),
             word => word.into(),
         }));
+        for variable in [
+            "TCQ4_DATA_DIR",
+            "TCQ4_OFFLINE",
+            "TCQ4_DATA_MIRROR",
+            "HF_HUB_OFFLINE",
+            "HF_HOME",
+            "HF_HUB_CACHE",
+            "HF_ENDPOINT",
+        ] {
+            command.env_remove(variable);
+        }
         command.env_remove("TCQ4_ISA").env_remove("TCQ4_LOG").env("TCQ4_THREADS", "1").current_dir(self.path());
         command
     }

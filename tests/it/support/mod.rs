@@ -1,9 +1,14 @@
 //! What the tests share: temporary folders, tiny models, raw GGUF bytes, measured allocation.
 
 pub mod alloc;
+pub mod analysis;
+pub mod browser;
 pub mod cmd;
+pub mod evidence;
 pub mod mount;
 pub mod raw;
+#[cfg(feature = "download")]
+pub mod server;
 pub mod tiny_model;
 
 use std::io::Write;
