@@ -13,7 +13,7 @@ pub mod stats;
 pub mod store;
 
 pub use hessian::Hessian;
-pub use hessians::Hessians;
+pub use hessians::second_moments;
 pub use perms::PermFile;
-pub use run::{CalibrationOptions, calibrate, calibrate_with};
+pub use run::{CalibrationOptions, calibrate};
 pub use stats::{ChannelStats, SampleRows, Statistics};

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::collector::{Collector, Wanted};
-use super::hessians::{Hessians, Pair};
 use super::resume;
 use super::stats::Statistics;
 use crate::corpus::chunks::{ChunkPlan, Chunks, Selection};
@@ -84,21 +83,6 @@ pub fn calibrate(
     options: &CalibrationOptions,
     progress: &dyn Progress,
 ) -> Result<Statistics> {
-    calibrate_with(model, corpus, fingerprint, options, None, progress)
-}
-
-/// As [`calibrate`], and sums the second moments of the inputs into `hessians`, over the same chunks. These are not in checkpoints.
-///
-/// # Errors
-/// As [`calibrate`].
-pub fn calibrate_with(
-    model: &Model,
-    corpus: &Corpus,
-    fingerprint: &str,
-    options: &CalibrationOptions,
-    mut hessians: Option<&mut Hessians>,
-    progress: &dyn Progress,
-) -> Result<Statistics> {
     let chunks = Chunks::of(model, corpus, options.ctx)?;
     let plan = chunks.plan(options.samples, options.selection);
     let composition = Composition::new(corpus, &chunks, &plan);
@@ -106,14 +90,7 @@ pub fn calibrate_with(
     let name = run_name(corpus, fingerprint, options, &plan);
     let steps = steps(&plan, options);
     let (mut collector, done) = begin(options, &name)?;
-    let context = ContextOptions {
-        batch: options.ctx,
-        ubatch: options.ctx.min(UBATCH),
-        threads: options.threads,
-        observe: true,
-        ..ContextOptions::new(options.ctx)
-    };
-    let mut context = Context::new(model, &context)?;
+    let mut context = context(model, options)?;
     let mut checkpoint = Checkpoint { options, name: &name, written: Instant::now() };
     progress.begin("calibrate", (steps.len() * options.ctx as usize) as u64, Unit::Tokens);
     progress.advance((done * options.ctx as usize) as u64);
@@ -125,11 +102,7 @@ pub fn calibrate_with(
         checkpoint.write_if_due(index, &collector)?;
         context.clear();
         collector.begin_chunk(step.wanted.clone());
-        let tokens = chunks.get(step.chunk);
-        match hessians.as_deref_mut().filter(|_| step.wanted.sums) {
-            Some(hessians) => context.decode_observed(&tokens, &mut Pair::new(&mut collector, hessians))?,
-            None => context.decode_observed(&tokens, &mut collector)?,
-        }
+        context.decode_observed(&chunks.get(step.chunk), &mut collector)?;
         progress.advance(u64::from(options.ctx));
     }
     progress.end();
@@ -137,6 +110,18 @@ pub fn calibrate_with(
     let composition = serde_json::to_string(&composition).unwrap_or_default();
     statistics.notes.insert(COMPOSITION_NOTE.to_owned(), composition);
     Ok(statistics)
+}
+
+/// A context that runs one chunk after the other.
+pub(super) fn context<'m>(model: &'m Model, options: &CalibrationOptions) -> Result<Context<'m>> {
+    let options = ContextOptions {
+        batch: options.ctx,
+        ubatch: options.ctx.min(UBATCH),
+        threads: options.threads,
+        observe: true,
+        ..ContextOptions::new(options.ctx)
+    };
+    Context::new(model, &options)
 }
 
 /// Says what goes in.

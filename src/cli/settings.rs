@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::args::{MethodArgs, OutputArgs, TypeArgs};
 use super::values::{Compat, ScalesArg};
-use crate::convert::{Conversion, PlanSettings, Target, TypeRule};
+use crate::convert::{Compensation, Conversion, PlanSettings, Target, TypeRule};
 use crate::error::{Error, Result};
 use crate::gguf::{Sharding, Source};
 use crate::math::Permutation;
@@ -95,7 +95,7 @@ pub(super) fn check_side_output(
 }
 
 /// The settings as they go into the file (`tcq4.recipe`), so that a run can be repeated.
-pub(super) fn recipe(settings: &Settings) -> String {
+pub(super) fn recipe(settings: &Settings, compensation: Option<&Compensation<'_>>) -> String {
     let scales = match settings.scales {
         Scales::None => json!("none"),
         Scales::ClosedForm => json!("closed-form"),
@@ -115,6 +115,12 @@ pub(super) fn recipe(settings: &Settings) -> String {
         Apply::Runtime => "runtime",
         Apply::Fold => "fold",
     };
+    let rounding = match compensation {
+        None => json!("nearest"),
+        Some(Compensation { rounding, damp, act_order, .. }) => json!({
+            "gptq": { "damp": damp, "act_order": act_order, "feedback": rounding.feedback, "refine": rounding.descents, "refit": rounding.refit }
+        }),
+    };
     json!({
         "tcq4": env!("CARGO_PKG_VERSION"),
         "scales": scales,
@@ -122,6 +128,7 @@ pub(super) fn recipe(settings: &Settings) -> String {
         "perm_apply": apply,
         "activations": settings.activations.name(),
         "encoder": settings.codec.encoder().to_string(),
+        "rounding": rounding,
     })
     .to_string()
 }

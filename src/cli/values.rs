@@ -48,6 +48,26 @@ impl From<OrderArg> for Orders {
     }
 }
 
+/// `--preset`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Preset {
+    /// 8 chunks of text, nearest codes
+    Fast,
+    /// 32 chunks of text (128 where the model has experts), nearest codes
+    Balanced,
+    /// 64 chunks of text (128 where the model has experts), codes by GPTQ
+    Best,
+}
+
+/// `--rounding`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RoundingArg {
+    /// The nearest codes
+    Nearest,
+    /// Each column makes up for the errors of those before it (GPTQ); needs second moments, for which the text runs a second time
+    Gptq,
+}
+
 /// `--scales`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ScalesArg {

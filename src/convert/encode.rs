@@ -2,6 +2,7 @@
 
 use bytemuck::{Zeroable, cast_slice};
 
+use super::compensate::OutputSums;
 use super::floats::to_bytes;
 use crate::error::{ConvertError, ModelError, Result};
 use crate::gguf::{GgmlType, Source, TensorInfo};
@@ -10,6 +11,19 @@ use crate::math::products::LANES;
 use crate::quant::Transform;
 use crate::quant::rounding::{Curvature, Rounding, round_stripes};
 use crate::tcq::{CHUNK, Codec, EncodeError, Loss, TILE_ROWS, Tile};
+
+/// What became of a run of rows.
+pub(super) struct Encoded {
+    pub(super) bytes: Vec<u8>,
+    pub(super) loss: Loss,
+    pub(super) output: OutputSums,
+}
+
+impl Encoded {
+    fn exact(bytes: Vec<u8>) -> Self {
+        Self { bytes, loss: Loss::default(), output: OutputSums::default() }
+    }
+}
 
 /// A run of rows of one tensor and what becomes of them.
 #[derive(Debug, Clone, Copy)]
@@ -25,20 +39,20 @@ pub(super) struct RowRun<'a> {
 }
 
 impl RowRun<'_> {
-    /// The bytes of these rows in their new type, and the squared error where it is measured (TCQ4).
-    pub(super) fn encode(&self, codec: Codec, rounding: Option<(&Curvature, Rounding)>) -> Result<(Vec<u8>, Loss)> {
+    /// These rows in their new type, and their errors where they are measured (TCQ4). With a curvature, TCQ4 codes are chosen by it.
+    pub(super) fn encode(&self, codec: Codec, rounding: Option<(&Curvature, Rounding)>) -> Result<Encoded> {
         if self.to == self.tensor.ty && self.transform.is_none() {
             if self.to.is_float() {
                 self.check_finite(&self.values()?)?;
             }
-            return Ok((self.source_bytes().to_vec(), Loss::default()));
+            return Ok(Encoded::exact(self.source_bytes().to_vec()));
         }
         let mut values = self.values()?;
         if self.to == GgmlType::TCQ4_K32 {
             return self.encode_tiles(codec, &mut values, rounding);
         }
         self.check_finite(&values)?;
-        Ok((self.encode_plain(&values)?, Loss::default()))
+        Ok(Encoded::exact(self.encode_plain(&values)?))
     }
 
     /// These rows as they lie in the source (no transform reorders rows here).
@@ -63,7 +77,7 @@ impl RowRun<'_> {
         codec: Codec,
         values: &mut [f32],
         rounding: Option<(&Curvature, Rounding)>,
-    ) -> Result<(Vec<u8>, Loss)> {
+    ) -> Result<Encoded> {
         let columns = self.tensor.columns() as usize;
         let stripe_tiles = columns / CHUNK;
         let mut tiles = vec![Tile::zeroed(); self.rows as usize / TILE_ROWS * stripe_tiles];
@@ -74,14 +88,17 @@ impl RowRun<'_> {
             loss +=
                 codec.encode_rows(rows, columns, tiles).map_err(|e| self.defect(&e, (stripe * TILE_ROWS) as u64))?;
         }
+        let mut output = OutputSums::default();
         if let Some((curvature, rounding)) = rounding {
-            loss.error_sq = values
-                .chunks(LANES * columns)
-                .zip(tiles.chunks_mut(LANES / TILE_ROWS * stripe_tiles))
-                .map(|(rows, tiles)| round_stripes(rows, tiles, curvature, rounding)[2])
-                .sum();
+            loss.error_sq = 0.0;
+            for (rows, tiles) in values.chunks(LANES * columns).zip(tiles.chunks_mut(LANES / TILE_ROWS * stripe_tiles))
+            {
+                let rounded = round_stripes(rows, tiles, curvature, rounding);
+                loss.error_sq += rounded.error_sq;
+                output.add(&rounded, curvature.damping());
+            }
         }
-        Ok((cast_slice(&tiles).to_vec(), loss))
+        Ok(Encoded { bytes: cast_slice(&tiles).to_vec(), loss, output })
     }
 
     fn encode_plain(&self, values: &[f32]) -> Result<Vec<u8>> {

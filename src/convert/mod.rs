@@ -1,5 +1,6 @@
 //! Conversion: plan, encode, write, verify; and the way back. Everything that reads one model and writes another.
 
+mod compensate;
 mod decode;
 mod dequantize;
 mod encode;
@@ -14,12 +15,13 @@ mod stripes;
 mod units;
 mod verify;
 
+pub use compensate::{Compensation, OutputError, SecondMoments};
 pub use dequantize::{Dequantized, dequantize};
 pub use encode::read_rows;
 pub use keys::permutations;
 pub use metadata::{CalibrationValue, Provenance, output_metadata};
 pub use plan::{Conversion, PlanSettings, PlannedTensor, Reason, TypeRule, is_tcq4};
-pub use run::{Compensation, Converted, Job, Target, TensorLoss, convert};
+pub use run::{Converted, Job, Target, TensorLoss, convert};
 pub use stripes::{Recipe, Stripe, Stripes, recorded_transforms};
 pub use units::working_memory;
 pub use verify::{TensorReport, Verification, verify, verify_against};

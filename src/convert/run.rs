@@ -2,24 +2,23 @@
 //! its name. Decides nothing.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::encode::RowRun;
+use super::compensate::{Batch, Compensation, OutputError, OutputSums, batches};
+use super::encode::{Encoded, RowRun};
 use super::hash::tensor_sha256;
 use super::keys::{KEY_SOURCE, hash_key};
 use super::plan::{Conversion, PlannedTensor};
-use super::units::{RowUnit, cut, in_order, run_units};
-use crate::calib::Hessian;
+use super::units::{RowUnit, cut, in_order, run_all, run_some};
 use crate::error::{ConvertError, Error, Result};
 use crate::gguf::{Metadata, Plan, Sharding, Source, Writer};
 use crate::quant::Transform;
-use crate::quant::rounding::{Curvature, Rounding, rotated};
+use crate::quant::rounding::Curvature;
 use crate::tcq::{Codec, Loss};
 use crate::util::progress::{Progress, Unit};
 
@@ -37,16 +36,6 @@ pub struct Job<'a> {
     pub compensation: Option<Compensation<'a>>,
     /// The metadata of the output, but for the hashes of the tensors.
     pub metadata: Metadata,
-}
-
-/// What codes are chosen by.
-pub struct Compensation<'a> {
-    /// The second moments of the inputs, by weight.
-    pub hessians: &'a BTreeMap<String, Arc<Hessian>>,
-    /// The moves.
-    pub rounding: Rounding,
-    /// What is added to the diagonal, as a share of its mean.
-    pub damp: f64,
 }
 
 /// Where the output goes.
@@ -69,6 +58,9 @@ pub struct TensorLoss {
     pub error_rel: f64,
     /// Number of weights.
     pub weights: u64,
+    /// The error of the layer's output, where codes were chosen by it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<OutputError>,
 }
 
 /// What [`convert`] wrote.
@@ -167,6 +159,7 @@ fn check_requantized(job: &Job<'_>) -> Result<()> {
 struct Written {
     digest: u64,
     loss: Loss,
+    output: OutputSums,
 }
 
 fn write_units(
@@ -186,61 +179,57 @@ fn write_units(
         let transform = transforms[unit.tensor].as_deref();
         let to = job.plan.tensors[unit.tensor].to;
         let run = RowRun { source: job.source, tensor, transform, to, first: unit.first, rows: unit.rows };
-        let rounding = curvature.zip(job.compensation.as_ref().map(|c| c.rounding));
-        let (bytes, loss) = run.encode(job.codec, rounding)?;
+        let rounding = curvature.zip(job.compensation.as_ref().map(|compensation| compensation.rounding));
+        let Encoded { bytes, loss, output } = run.encode(job.codec, rounding)?;
         writer.write(unit.tensor, unit.first * (plan.tensor_bytes(unit.tensor) / tensor.rows()), &bytes)?;
         // Rows may be read in any order, so a tensor's pages go only when all of it is done.
         if left[unit.tensor].fetch_sub(unit.rows, Ordering::AcqRel) == unit.rows {
             job.source.release(tensor, 0..tensor.bytes as usize);
         }
-        Ok(Written { digest: xxh3_64(&bytes), loss })
+        Ok(Written { digest: xxh3_64(&bytes), loss, output })
     };
-    let groups = compensated(job);
-    let group_of = |unit: &RowUnit| groups.iter().position(|group| group.tensors.contains(&unit.tensor));
+    match &job.compensation {
+        Some(compensation) => write_batches(job, units, (compensation, &transforms), progress, write),
+        None => run_all(units, "quantize", progress, source_bytes, |unit| write(unit, None)),
+    }
+}
+
+/// Writes what is not compensated, then batch after batch of what is; results in the order of the units.
+fn write_batches(
+    job: &Job<'_>,
+    units: &[RowUnit],
+    (compensation, transforms): (&Compensation<'_>, &[Option<Cow<'_, Transform>>]),
+    progress: &dyn Progress,
+    write: impl Fn(&RowUnit, Option<&Curvature>) -> Result<Written> + Sync,
+) -> Result<Vec<Written>> {
+    let tensors = job.source.tensors();
+    let row_bytes = |unit: &RowUnit| unit.rows * (tensors[unit.tensor].bytes / tensors[unit.tensor].rows());
     let mut written: Vec<Option<Written>> = units.iter().map(|_| None).collect();
-    progress.begin("quantize", units.iter().map(source_bytes).sum(), Unit::Bytes);
-    for group in std::iter::once(None).chain((0..groups.len()).map(Some)) {
-        let curvature = group.and_then(|group| groups[group].curvature(job, &transforms));
-        let members: Vec<usize> = (0..units.len()).filter(|&at| group_of(&units[at]) == group).collect();
-        let results =
-            run_units(&members, progress, |&at| source_bytes(&units[at]), |&at| write(&units[at], curvature.as_ref()))?;
-        members.into_iter().zip(results).for_each(|(at, result)| written[at] = Some(result));
-    }
+    let mut run = |of: &[usize], curvature: Option<&Curvature>| {
+        let own: Vec<usize> = (0..units.len()).filter(|&at| of.contains(&units[at].tensor)).collect();
+        let own_units: Vec<RowUnit> = own.iter().map(|&at| units[at]).collect();
+        let results = run_some(&own_units, progress, row_bytes, |unit| write(unit, curvature))?;
+        own.into_iter().zip(results).for_each(|(at, result)| written[at] = Some(result));
+        Ok::<_, Error>(())
+    };
+    let bytes = |of: &[usize]| of.iter().map(|&at| tensors[at].bytes).sum();
+    let batches = batches(job.source, job.plan, compensation.memory);
+    let compensated: BTreeSet<usize> = batches.iter().flat_map(Batch::tensors).collect();
+    let others: Vec<usize> = (0..tensors.len()).filter(|at| !compensated.contains(at)).collect();
+    progress.begin("quantize the rest", bytes(&others), Unit::Bytes);
+    run(&others, None)?;
     progress.end();
-    Ok(written.into_iter().flatten().collect())
-}
-
-/// Tensors with one input, whose codes are chosen by its second moment.
-struct Group<'a> {
-    tensors: Vec<usize>,
-    hessian: &'a Arc<Hessian>,
-    damp: f64,
-}
-
-impl Group<'_> {
-    /// The curvature in the basis of the weights; `None` where the second moment is of no use.
-    fn curvature(&self, job: &Job<'_>, transforms: &[Option<Cow<'_, Transform>>]) -> Option<Curvature> {
-        let columns = self.hessian.columns();
-        let identity = Transform::default();
-        let transform = transforms[self.tensors[0]].as_deref().unwrap_or(&identity);
-        let hessian = rotated(&self.hessian.mean(), columns, transform, job.codec);
-        Curvature::new(hessian, columns, self.damp, true)
-    }
-}
-
-/// The tensors that are compensated, by input.
-fn compensated<'a>(job: &'a Job<'_>) -> Vec<Group<'a>> {
-    let Some(compensation) = &job.compensation else { return Vec::new() };
-    let mut groups: Vec<Group<'_>> = Vec::new();
-    let wanted = job.plan.tensors.iter().enumerate().filter(|(_, tensor)| tensor.is_tcq4());
-    for (index, tensor) in wanted {
-        let Some(hessian) = compensation.hessians.get(&tensor.name) else { continue };
-        match groups.iter_mut().find(|group| Arc::ptr_eq(group.hessian, hessian)) {
-            Some(group) => group.tensors.push(index),
-            None => groups.push(Group { tensors: vec![index], hessian, damp: compensation.damp }),
+    for batch in batches {
+        let mut moments = batch.measure(job.plan, compensation)?;
+        progress.begin("quantize", bytes(&batch.tensors().collect::<Vec<_>>()), Unit::Bytes);
+        for group in &batch.groups {
+            let transform = transforms[group.tensors[0]].as_deref();
+            let curvature = group.curvature(job.plan, &mut moments, transform, (job.codec, compensation));
+            run(&group.tensors, curvature.as_ref())?;
         }
+        progress.end();
     }
-    groups
+    Ok(written.into_iter().flatten().collect())
 }
 
 /// Reads the temporary file back, compares it with what was meant, and hashes every tensor, in their order.
@@ -287,14 +276,16 @@ fn reread_tensor(job: &Job<'_>, view: &Source, runs: &[(RowUnit, u64)], progress
 }
 
 fn losses(job: &Job<'_>, units: &[RowUnit], written: &[Written]) -> Vec<TensorLoss> {
-    let mut sums = vec![Loss::default(); job.plan.tensors.len()];
+    let mut sums = vec![(Loss::default(), OutputSums::default()); job.plan.tensors.len()];
     for (unit, written) in units.iter().zip(written) {
-        sums[unit.tensor] += written.loss;
+        sums[unit.tensor].0 += written.loss;
+        sums[unit.tensor].1 += written.output;
     }
-    let loss = |(tensor, sum): (&PlannedTensor, Loss)| TensorLoss {
+    let loss = |(tensor, (sum, output)): (&PlannedTensor, (Loss, OutputSums))| TensorLoss {
         name: tensor.name.clone(),
         error_rel: sum.relative(),
         weights: tensor.elements(),
+        output: output.relative(),
     };
     job.plan.tensors.iter().zip(sums).filter(|(tensor, _)| tensor.is_tcq4()).map(loss).collect()
 }

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::plan::Conversion;
 use crate::error::{Error, Result};
-use crate::tcq::TILE_ROWS;
+use crate::math::products::LANES;
 use crate::util::progress::{Progress, Unit};
 
 /// Source values a run of rows aims at: large enough to hide the cost of a write, small enough for the cache and for many threads.
@@ -23,11 +23,10 @@ pub(super) struct RowUnit {
     pub(super) rows: u64,
 }
 
-/// Cuts tensors of (rows, columns) into runs of whole tiles' rows; the last run of a tensor may be shorter.
+/// Cuts tensors of (rows, columns) into runs of whole tiles' rows, as many as are rounded together; the last run of a tensor may be shorter.
 pub(super) fn cut(shapes: impl IntoIterator<Item = (u64, u64)>) -> Vec<RowUnit> {
     let runs = |(tensor, (rows, columns)): (usize, (u64, u64))| {
-        let tiles = TILE_ROWS as u64;
-        let step = (RUN_ELEMENTS / columns.max(1)).max(1).next_multiple_of(tiles);
+        let step = (RUN_ELEMENTS / columns.max(1)).max(1).next_multiple_of(LANES as u64);
         (0..rows).step_by(step as usize).map(move |first| RowUnit { tensor, first, rows: step.min(rows - first) })
     };
     shapes.into_iter().enumerate().flat_map(runs).collect()
@@ -36,7 +35,7 @@ pub(super) fn cut(shapes: impl IntoIterator<Item = (u64, u64)>) -> Vec<RowUnit> 
 /// Bytes of memory that carrying out `plan` takes beside the mapped source, about: each thread's run of rows in f32, its scratch and its bytes.
 pub fn working_memory(plan: &Conversion) -> u64 {
     let row = plan.tensors.iter().map(|t| t.dims.first().copied().unwrap_or(1)).max().unwrap_or(1);
-    let run = RUN_ELEMENTS.max(row * TILE_ROWS as u64);
+    let run = RUN_ELEMENTS.max(row * LANES as u64);
     let transforms: u64 =
         plan.tensors.iter().map(|t| t.dims.iter().take(2).sum::<u64>() * size_of::<f32>() as u64).sum();
     rayon::current_num_threads() as u64 * run * 4 * size_of::<f32>() as u64 + 2 * transforms
@@ -45,7 +44,7 @@ pub fn working_memory(plan: &Conversion) -> u64 {
 /// Runs `work` on every unit, on all threads; the results come back in the order of the units. Progress counts source bytes, as `bytes` says.
 ///
 /// # Errors
-/// The first error in the order of the units, or [`Error::Interrupted`].
+/// As [`run_some`].
 pub(super) fn run_all<T: Send>(
     units: &[RowUnit],
     label: &str,
@@ -54,19 +53,22 @@ pub(super) fn run_all<T: Send>(
     work: impl Fn(&RowUnit) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
     progress.begin(label, units.iter().map(&bytes).sum(), Unit::Bytes);
-    let results = run_units(units, progress, bytes, work);
+    let results = run_some(units, progress, bytes, work);
     progress.end();
     results
 }
 
 /// As [`run_all`], within a phase that has begun.
-pub(super) fn run_units<I: Sync, T: Send>(
-    units: &[I],
+///
+/// # Errors
+/// The first error in the order of the units, or [`Error::Interrupted`].
+pub(super) fn run_some<T: Send>(
+    units: &[RowUnit],
     progress: &dyn Progress,
-    bytes: impl Fn(&I) -> u64 + Sync,
-    work: impl Fn(&I) -> Result<T> + Sync,
+    bytes: impl Fn(&RowUnit) -> u64 + Sync,
+    work: impl Fn(&RowUnit) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
-    let one = |unit: &I| {
+    let one = |unit: &RowUnit| {
         if progress.interrupted() {
             return Err(Error::Interrupted);
         }

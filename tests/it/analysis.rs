@@ -227,7 +227,14 @@ fn converted(dir: &Dir, source: &Source, statistics: &Statistics, apply: Apply) 
     let recipe = r#"{"scales":"closed-form","order":"zigzag"}"#.to_string();
     let provenance = Provenance { encoder: Encoder::Default, recipe, calibration: Vec::new() };
     let metadata = output_metadata(source, &plan, &prepared.transforms, &provenance);
-    let job = Conversions { source, plan: &plan, transforms: &prepared.transforms, codec: settings.codec, metadata };
+    let job = Conversions {
+        source,
+        plan: &plan,
+        transforms: &prepared.transforms,
+        codec: settings.codec,
+        compensation: None,
+        metadata,
+    };
     let path = dir.file("converted.gguf");
     let target = Target { path: path.clone(), force: true, sharding: Sharding::Single };
     let losses = convert(&job, &target, &NoProgress).unwrap().losses;

@@ -5,7 +5,31 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::shared::{CalibrationArgs, PermsOutputArgs, ProductionArgs};
-use crate::cli::values::FloatType;
+use crate::cli::values::{FloatType, Margin, Preset, RoundingArg, Size};
+
+/// How codes are chosen.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Rounding")]
+pub(crate) struct RoundingArgs {
+    /// How much work goes into the weights; sets what the options below and `-n` leave open
+    #[arg(long, value_enum, default_value_t = Preset::Balanced)]
+    pub(crate) preset: Preset,
+    /// How codes are chosen [default: gptq with `--preset best`, nearest otherwise]
+    #[arg(long, value_enum)]
+    pub(crate) rounding: Option<RoundingArg>,
+    /// What is added to the diagonal of a second moment, as a share of its mean; ten times more where that is not enough
+    #[arg(long, value_name = "SHARE", default_value = "0.01")]
+    pub(crate) damp: Margin,
+    /// Round the columns in their order, not those with the largest second moments first
+    #[arg(long)]
+    pub(crate) no_act_order: bool,
+    /// Rounds of refitting scales and moving single codes after GPTQ
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub(crate) refine: u32,
+    /// Memory for second moments [default: 4G]; with less the text runs more often, and the result is the same
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Option<Size>,
+}
 
 /// `tcq4 convert`
 #[derive(Debug, Args)]
@@ -18,6 +42,8 @@ pub(crate) struct ConvertArgs {
     /// Keep the calibration statistics in this file
     #[arg(long, value_name = "FILE")]
     pub(crate) stats: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) rounding: RoundingArgs,
     #[command(flatten)]
     pub(crate) calibration: CalibrationArgs,
     #[command(flatten)]

@@ -72,7 +72,7 @@ fn evidence(
             let experts = Arch::from_metadata(source.metadata()).experts > 0;
             let samples = if experts { statistics::MANY_SAMPLES } else { statistics::FEW_SAMPLES };
             let keep = statistics::Keep::in_memory();
-            statistics::measure(session, source, &args.calibration, specs, samples, &keep, None).map(Some)
+            statistics::measure(session, source, &args.calibration, specs, samples, &keep).map(Some)
         }
     }
 }

@@ -27,10 +27,7 @@ pub(in crate::cli) fn run(session: &Session, args: &CalibrateArgs) -> Outcome {
         None
     } else {
         let keep = Keep::beside(&args.perms.output, args.resume);
-        Some((
-            statistics::measure(session, &source, &args.calibration, &specs, statistics::MANY_SAMPLES, &keep, None)?,
-            keep,
-        ))
+        Some((statistics::measure(session, &source, &args.calibration, &specs, statistics::MANY_SAMPLES, &keep)?, keep))
     };
     if let (Some(path), Some((statistics, _))) = (&args.stats, &statistics) {
         statistics::save(path, statistics, args.perms.force, &source)?;

@@ -2,12 +2,21 @@
 
 use super::produce::{Evidence, Production};
 use super::statistics;
-use crate::cli::args::ConvertArgs;
+use crate::cli::args::{ConvertArgs, RoundingArgs};
+use crate::cli::values::{Preset, RoundingArg};
 use crate::cli::{Outcome, Session, data, settings};
+use crate::convert::Compensation;
+use crate::error::{Error, Result};
 use crate::gguf::Source;
 use crate::model::Arch;
+use crate::quant::rounding::Rounding;
+use crate::tcq::Encoder;
+
+/// What second moments may take where `--memory` does not say.
+const MEMORY: u64 = 4 << 30;
 
 pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
+    check(args)?;
     let source = Source::open(&args.model)?;
     let specs = data::sources(&args.calibration.calibration)?;
     let texts = data::files(&specs);
@@ -19,23 +28,53 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
     }
     plan.check_encoders()?; // before the long part
     let has_experts = Arch::from_metadata(source.metadata()).experts > 0;
-    let samples = if has_experts { statistics::MANY_SAMPLES } else { statistics::FEW_SAMPLES };
-    let mut hessians = crate::calib::Hessians::default();
-    let statistics = statistics::measure(
-        session,
-        &source,
-        &args.calibration,
-        &specs,
-        samples,
-        &statistics::Keep::in_memory(),
-        std::env::var("TCQ4_EXP").is_ok().then_some(&mut hessians),
-    )?;
+    let samples = samples(args.rounding.preset, has_experts);
+    let keep = statistics::Keep::in_memory();
+    let run = statistics::Run::open(session, &source, &args.calibration, &specs, samples, &keep)?;
+    let statistics = run.statistics()?;
     if let Some(path) = &args.stats {
         statistics::save(path, &statistics, args.production.out.force, &source)?;
     }
     let statistics_file = args.stats.as_ref().map(|path| path.display().to_string());
-    production.finish(
-        &plan,
-        &Evidence { statistics: Some(statistics), statistics_file, orders: None, hessians: hessians.finish() },
-    )
+    let compensation = compensation(args, &run);
+    production.finish(&plan, Evidence { statistics: Some(statistics), statistics_file, orders: None, compensation })
+}
+
+/// Chunks of text where `-n` does not say.
+fn samples(preset: Preset, has_experts: bool) -> u32 {
+    match preset {
+        Preset::Fast => 8,
+        _ if has_experts => statistics::MANY_SAMPLES,
+        Preset::Balanced => statistics::FEW_SAMPLES,
+        Preset::Best => 64,
+    }
+}
+
+/// Refuses options that do not go together.
+fn check(args: &ConvertArgs) -> Result<()> {
+    if is_gptq(&args.rounding) && args.production.method.encoder == Encoder::Parity {
+        return Err(Error::Usage {
+            message: "GPTQ chooses other codes than `--encoder parity` stands for".into(),
+            hint: Some("leave out --encoder parity, or pass --rounding nearest".into()),
+        });
+    }
+    Ok(())
+}
+
+fn is_gptq(args: &RoundingArgs) -> bool {
+    args.rounding.unwrap_or(match args.preset {
+        Preset::Best => RoundingArg::Gptq,
+        Preset::Fast | Preset::Balanced => RoundingArg::Nearest,
+    }) == RoundingArg::Gptq
+}
+
+fn compensation<'a>(args: &ConvertArgs, moments: &'a statistics::Run<'_>) -> Option<Compensation<'a>> {
+    let RoundingArgs { damp, refine, memory, no_act_order, .. } = &args.rounding;
+    is_gptq(&args.rounding).then(|| Compensation {
+        moments,
+        rounding: Rounding { feedback: true, descents: *refine, refit: *refine > 0 },
+        damp: damp.0,
+        act_order: !no_act_order,
+        memory: memory.map_or(MEMORY, |size| size.0),
+    })
 }

@@ -11,7 +11,10 @@ use super::plan_text;
 use crate::calib::Statistics;
 use crate::cli::args::ProductionArgs;
 use crate::cli::{Outcome, Session, settings};
-use crate::convert::{CalibrationValue, Conversion, Converted, Job, Provenance, TensorLoss, convert, output_metadata};
+use crate::convert::{
+    CalibrationValue, Compensation, Conversion, Converted, Job, OutputError, Provenance, TensorLoss, convert,
+    output_metadata,
+};
 use crate::error::{Class, ConvertError, Result};
 use crate::gguf::{Plan, Source};
 use crate::math::Permutation;
@@ -32,12 +35,13 @@ pub(super) struct Production<'a> {
 
 /// What is known about the model's activations.
 #[derive(Default)]
-pub(super) struct Evidence {
+pub(super) struct Evidence<'a> {
     pub(super) statistics: Option<Statistics>,
     /// Where the statistics lie, if in a file.
     pub(super) statistics_file: Option<String>,
     pub(super) orders: Option<BTreeMap<String, Permutation>>,
-    pub(super) hessians: BTreeMap<String, std::sync::Arc<crate::calib::Hessian>>,
+    /// How codes are chosen by their effect on the output.
+    pub(super) compensation: Option<Compensation<'a>>,
 }
 
 #[derive(Serialize)]
@@ -86,7 +90,7 @@ impl Production<'_> {
     }
 
     /// Prepares, encodes and writes.
-    pub(super) fn finish(&self, plan: &Conversion, evidence: &Evidence) -> Outcome {
+    pub(super) fn finish(&self, plan: &Conversion, evidence: Evidence<'_>) -> Outcome {
         let started = Instant::now();
         let codec = self.session.codec(self.args.method.encoder)?;
         let statistics = evidence.statistics.as_ref();
@@ -99,30 +103,12 @@ impl Production<'_> {
         }
         let provenance = Provenance {
             encoder: self.args.method.encoder,
-            recipe: settings::recipe(&settings),
-            calibration: calibration_keys(evidence),
+            recipe: settings::recipe(&settings, evidence.compensation.as_ref()),
+            calibration: calibration_keys(&evidence),
         };
         let metadata = output_metadata(self.source, plan, &prepared.transforms, &provenance);
-        let job = Job {
-            source: self.source,
-            plan,
-            transforms: &prepared.transforms,
-            codec,
-            compensation: {
-                let v: Vec<f64> =
-                    std::env::var("TCQ4_EXP").unwrap_or_default().split(',').filter_map(|x| x.parse().ok()).collect();
-                (v.len() == 4 && !evidence.hessians.is_empty()).then(|| crate::convert::Compensation {
-                    hessians: &evidence.hessians,
-                    rounding: crate::quant::rounding::Rounding {
-                        feedback: v[0] > 0.0,
-                        descents: v[1] as u32,
-                        refit: v[2] > 0.0,
-                    },
-                    damp: v[3],
-                })
-            },
-            metadata,
-        };
+        let compensation = evidence.compensation;
+        let job = Job { source: self.source, plan, transforms: &prepared.transforms, codec, compensation, metadata };
         let target = settings::target(self.output, &self.args.out, self.source);
         let converted = convert(&job, &target, &self.session.progress)?;
         let seconds = started.elapsed();
@@ -154,7 +140,7 @@ fn refuse_substitutions(source: &Source, plan: &Conversion) -> Result<()> {
 }
 
 /// What the file says about its calibration: our keys, and those that llama-quantize writes after using an imatrix.
-fn calibration_keys(evidence: &Evidence) -> Vec<(String, CalibrationValue)> {
+fn calibration_keys(evidence: &Evidence<'_>) -> Vec<(String, CalibrationValue)> {
     let Some(statistics) = &evidence.statistics else { return Vec::new() };
     let first = statistics.datasets.first().cloned().unwrap_or_default();
     let entries = statistics.entries.len() as u32;
@@ -186,9 +172,27 @@ fn done(converted: &Converted, bits: f64, elapsed: Elapsed) -> String {
     let worst = worst.map_or(String::new(), |TensorLoss { name, error_rel, .. }| {
         format!(", at most {:.3} % ({name})", error_rel * 100.0)
     });
-    format!(
+    let text = format!(
         "{written}\nTCQ4 tensors: {}, relative squared error of the weights {:.3} %{worst}",
         converted.losses.len(),
         error * 100.0,
+    );
+    text + &output_errors(&converted.losses)
+}
+
+/// The mean error of the outputs, where codes were chosen by it.
+fn output_errors(losses: &[TensorLoss]) -> String {
+    let found: Vec<_> = losses.iter().filter_map(|loss| loss.output).collect();
+    if found.is_empty() {
+        return String::new();
+    }
+    let mean = |of: fn(&OutputError) -> f64| 100.0 * found.iter().map(of).sum::<f64>() / found.len() as f64;
+    let rest = match losses.len() - found.len() {
+        0 => String::new(),
+        n => format!("; {n} tensors without second moments took the nearest codes"),
+    };
+    let (nearest, chosen) = (mean(|e| e.nearest), mean(|e| e.compensated));
+    format!(
+        "\nrelative squared error of the outputs, mean over tensors: {nearest:.3} % with the nearest codes, {chosen:.3} % with these{rest}"
     )
 }

@@ -34,5 +34,5 @@ pub(in crate::cli) fn run(session: &Session, args: &QuantizeArgs) -> Outcome {
             .progress
             .note(&format!("{unused} permutations are of tensors that do not become TCQ4, and are left out"));
     }
-    production.finish(&plan, &evidence)
+    production.finish(&plan, evidence)
 }

@@ -1,11 +1,14 @@
 //! Statistics for the commands that need them: measured on the default or a given text, kept, read back.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::calib::run::{COMPOSITION_NOTE, forget_checkpoint};
-use crate::calib::{CalibrationOptions, Statistics, calibrate_with, store};
+use crate::calib::{CalibrationOptions, Hessian, Statistics, calibrate, second_moments, store};
 use crate::cli::args::CalibrationArgs;
 use crate::cli::{Session, data};
+use crate::convert::SecondMoments;
 use crate::corpus::chunks::Selection;
 use crate::corpus::overlap::WORTH_A_WARNING;
 use crate::corpus::{Corpus, Overlap, Purpose, SourceSpec, load as load_text};
@@ -49,7 +52,61 @@ impl Keep {
     }
 }
 
-/// Runs the text through the model. What comes of the statistics is the same whether they take the way through a file or not.
+/// A model with the text that runs through it.
+pub(super) struct Run<'a> {
+    session: &'a Session,
+    fingerprint: String,
+    corpus: Corpus,
+    model: Model,
+    options: CalibrationOptions,
+}
+
+impl<'a> Run<'a> {
+    /// Reads the text and loads the model.
+    pub(super) fn open(
+        session: &'a Session,
+        source: &Source,
+        args: &CalibrationArgs,
+        specs: &[SourceSpec],
+        default_samples: u32,
+        keep: &Keep,
+    ) -> Result<Self> {
+        let samples = args.samples.unwrap_or(default_samples) as usize;
+        let corpus = text(session, source, args, specs, samples)?;
+        if corpus.duplicates > 0 {
+            session.progress.note(&format!(
+                "{} of {} samples were exact duplicates and dropped",
+                corpus.duplicates,
+                corpus.duplicates + corpus.samples
+            ));
+        }
+        let model = Model::load(source.first_shard(), &ModelOptions { gpu_layers: args.ngl })?;
+        let options = CalibrationOptions {
+            ctx: args.ctx,
+            samples,
+            selection: Selection::Seeded(args.seed),
+            threads: session.threads(),
+            checkpoint: keep.checkpoint.clone(),
+            resume: keep.resume,
+            ..CalibrationOptions::default()
+        };
+        Ok(Self { session, fingerprint: store::fingerprint(source), corpus, model, options })
+    }
+
+    /// Measures the statistics. What comes of them is the same whether they take the way through a file or not.
+    pub(super) fn statistics(&self) -> Result<Statistics> {
+        let progress = &self.session.progress;
+        Ok(calibrate(&self.model, &self.corpus, &self.fingerprint, &self.options, progress)?.as_kept())
+    }
+}
+
+impl SecondMoments for Run<'_> {
+    fn measure(&self, weights: &BTreeSet<String>) -> Result<BTreeMap<String, Arc<Hessian>>> {
+        second_moments(&self.model, &self.corpus, &self.options, weights, &self.session.progress)
+    }
+}
+
+/// Runs the text through the model for its statistics alone.
 pub(super) fn measure(
     session: &Session,
     source: &Source,
@@ -57,28 +114,8 @@ pub(super) fn measure(
     specs: &[SourceSpec],
     default_samples: u32,
     keep: &Keep,
-    hessians: Option<&mut crate::calib::Hessians>,
 ) -> Result<Statistics> {
-    let samples = args.samples.unwrap_or(default_samples) as usize;
-    let corpus = text(session, source, args, specs, samples)?;
-    if corpus.duplicates > 0 {
-        session.progress.note(&format!(
-            "{} of {} samples were exact duplicates and dropped",
-            corpus.duplicates,
-            corpus.duplicates + corpus.samples
-        ));
-    }
-    let model = Model::load(source.first_shard(), &ModelOptions { gpu_layers: args.ngl })?;
-    let options = CalibrationOptions {
-        ctx: args.ctx,
-        samples,
-        selection: Selection::Seeded(args.seed),
-        threads: session.threads(),
-        checkpoint: keep.checkpoint.clone(),
-        resume: keep.resume,
-        ..CalibrationOptions::default()
-    };
-    Ok(calibrate_with(&model, &corpus, &store::fingerprint(source), &options, hessians, &session.progress)?.as_kept())
+    Run::open(session, source, args, specs, default_samples, keep)?.statistics()
 }
 
 /// The text, compared with an evaluation text if that was asked.

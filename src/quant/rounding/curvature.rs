@@ -67,7 +67,7 @@ impl Curvature {
     ///
     /// # Panics
     /// If `hessian` is not square.
-    pub fn new(hessian: Vec<f32>, columns: usize, damp: f64, act_order: bool) -> Option<Self> {
+    pub fn new(hessian: &[f32], columns: usize, damp: f64, act_order: bool) -> Option<Self> {
         assert_eq!(hessian.len(), columns * columns);
         let mean = (0..columns).map(|i| f64::from(hessian[i * columns + i])).sum::<f64>() / columns as f64;
         if !(mean > 0.0 && mean.is_finite()) {
@@ -80,7 +80,7 @@ impl Curvature {
         }
         let mut damping = Damping { share: damp, retries: 0 };
         let factor = loop {
-            if let Some(factor) = factored(&hessian, columns, &order, damping.share * mean) {
+            if let Some(factor) = factored(hessian, columns, &order, damping.share * mean) {
                 break factor;
             }
             damping = Damping { share: (damping.share * 10.0).max(1e-6), retries: damping.retries + 1 };

@@ -12,4 +12,4 @@ mod passes;
 
 pub use basis::rotated;
 pub use curvature::{Curvature, Damping};
-pub use passes::{Rounding, round_stripes};
+pub use passes::{Rounded, Rounding, round_stripes};

@@ -65,9 +65,9 @@ impl Panel {
     fn update_errors(&mut self) {
         for column in 0..self.weights.len() {
             let (grid, code) = (&self.grids[column / GROUP], &self.codes[column]);
+            let (weights, errors) = (&self.weights[column], &mut self.errors[column]);
             for lane in 0..LANES {
-                let value = grid.step[lane] * code[lane] + grid.offset[lane];
-                self.errors[column][lane] = self.weights[column][lane] - value;
+                errors[lane] = weights[lane] - (grid.step[lane] * code[lane] + grid.offset[lane]);
             }
         }
     }
@@ -95,7 +95,7 @@ pub(super) fn tile_at(row: usize, column: usize, columns: usize) -> usize {
 
 impl Grid {
     /// The code nearest to each target.
-    #[inline(always)]
+    #[inline]
     pub(super) fn nearest(&self, targets: &Lane) -> Lane {
         let mut codes = [0.0; LANES];
         for lane in 0..LANES {

@@ -16,15 +16,28 @@ pub struct Rounding {
     pub refit: bool,
 }
 
-/// Chooses the codes (and grids) of at most [`LANES`] rotated rows anew, whose `tiles` an encoder has filled. Returns the objective (the sum of eᵀHe
-/// over the rows) before and after, and the squared error of the weights after.
+/// What became of some rows: sums of eᵀHe, and of e².
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rounded {
+    /// eᵀHe with the weights in place of their errors.
+    pub energy: f64,
+    /// eᵀHe of what the encoder had chosen.
+    pub nearest: f64,
+    /// eᵀHe of what was chosen.
+    pub compensated: f64,
+    /// The squared errors of the weights.
+    pub error_sq: f64,
+}
+
+/// Chooses the codes (and grids) of at most [`LANES`] rotated rows anew, whose `tiles` an encoder has filled.
 ///
 /// # Panics
 /// If the rows are too many, or tiles and curvature have another shape.
-pub fn round_stripes(weights: &[f32], tiles: &mut [Tile], curvature: &Curvature, rounding: Rounding) -> [f64; 3] {
+pub fn round_stripes(weights: &[f32], tiles: &mut [Tile], curvature: &Curvature, rounding: Rounding) -> Rounded {
     let columns = curvature.columns();
     let mut panel = Panel::new(weights, columns, tiles);
-    let before = objective(&panel, curvature);
+    let energy = objective(&panel.weights, panel.rows, curvature);
+    let nearest = objective(&panel.errors, panel.rows, curvature);
     if rounding.feedback {
         feed_back(&mut panel, curvature);
     }
@@ -32,27 +45,28 @@ pub fn round_stripes(weights: &[f32], tiles: &mut [Tile], curvature: &Curvature,
         descend(&mut panel, curvature, rounding.refit.then_some(&mut *tiles));
     }
     panel.store_codes(columns, tiles);
-    [before, objective(&panel, curvature), panel.error_sq()]
+    let compensated = objective(&panel.errors, panel.rows, curvature);
+    Rounded { energy, nearest, compensated, error_sq: panel.error_sq() }
 }
 
 /// The sum of eᵀHe over the rows.
-fn objective(panel: &Panel, curvature: &Curvature) -> f64 {
+fn objective(errors: &[Lane], rows: usize, curvature: &Curvature) -> f64 {
     let mut total = 0.0;
-    for first in (0..panel.errors.len()).step_by(GROUP) {
-        let gradient = gradient(panel, curvature, first);
-        for (gradient, error) in gradient.iter().zip(&panel.errors[first..]) {
-            total += (0..panel.rows).map(|lane| f64::from(gradient[lane]) * f64::from(error[lane])).sum::<f64>();
+    for first in (0..errors.len()).step_by(GROUP) {
+        let gradient = gradient(errors, curvature, first);
+        for (gradient, error) in gradient.iter().zip(&errors[first..]) {
+            total += (0..rows).map(|lane| f64::from(gradient[lane]) * f64::from(error[lane])).sum::<f64>();
         }
     }
     total
 }
 
 /// (He) at the columns of a group, for each row.
-fn gradient(panel: &Panel, curvature: &Curvature, first: usize) -> [Lane; GROUP] {
+fn gradient(errors: &[Lane], curvature: &Curvature, first: usize) -> [Lane; GROUP] {
     let mut sums = [[0.0; LANES]; GROUP];
     for (part, sums) in sums.as_chunks_mut::<TOGETHER>().0.iter_mut().enumerate() {
         let at = first + part * TOGETHER;
-        add_products(sums, curvature.hessian().slab(at), &panel.errors);
+        add_products(sums, curvature.hessian().slab(at), errors);
     }
     sums
 }
@@ -101,7 +115,7 @@ fn descend(panel: &mut Panel, curvature: &Curvature, mut tiles: Option<&mut [Til
     for group in 0..panel.grids.len() {
         let first = group * GROUP;
         let bend = Bend::new(curvature, first);
-        let mut gradient = gradient(panel, curvature, first);
+        let mut gradient = gradient(&panel.errors, curvature, first);
         if let Some(tiles) = tiles.as_deref_mut() {
             refit(panel, &bend, group, &mut gradient, tiles);
         }

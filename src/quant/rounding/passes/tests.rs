@@ -47,7 +47,7 @@ fn case(rows: usize, columns: usize) -> Case {
     for (rows, tiles) in weights.chunks_exact(TILE_ROWS * columns).zip(tiles.chunks_exact_mut(columns / CHUNK)) {
         codec.encode_rotated(rows, columns, tiles).unwrap();
     }
-    Case { weights, tiles, curvature: Curvature::new(hessian(columns), columns, 0.01, true).unwrap() }
+    Case { weights, tiles, curvature: Curvature::new(&hessian(columns), columns, 0.01, true).unwrap() }
 }
 
 /// The errors of one row, read back from the tiles.
@@ -70,7 +70,7 @@ fn naive_objective(case: &Case, tiles: &[Tile], columns: usize) -> f64 {
     (0..case.weights.len() / columns).map(one).sum()
 }
 
-fn run(case: &Case, rounding: Rounding) -> (Vec<Tile>, [f64; 3]) {
+fn run(case: &Case, rounding: Rounding) -> (Vec<Tile>, Rounded) {
     let mut tiles = case.tiles.clone();
     let numbers = round_stripes(&case.weights, &mut tiles, &case.curvature, rounding);
     (tiles, numbers)
@@ -81,19 +81,28 @@ const NOTHING: Rounding = Rounding { feedback: false, descents: 0, refit: false 
 #[test]
 fn the_objective_is_its_definition_and_nothing_changes_nothing() {
     let case = case(16, 512);
-    let (tiles, [before, after, error_sq]) = run(&case, NOTHING);
+    let (tiles, Rounded { energy, nearest: before, compensated: after, error_sq }) = run(&case, NOTHING);
     assert!(tiles == case.tiles && before == after);
     let naive = naive_objective(&case, &case.tiles, 512);
     assert!((before - naive).abs() < 1e-4 * naive, "{before} {naive}");
     let squares: f64 = (0..16).flat_map(|row| errors(&case, &tiles, row, 512)).map(|e| e * e).sum();
     assert!((error_sq - squares).abs() < 1e-4 * squares);
+    let mut product = 0.0;
+    for row in case.weights.chunks(512) {
+        for (i, a) in row.iter().enumerate() {
+            let sum: f64 =
+                row.iter().enumerate().map(|(j, b)| f64::from(case.curvature.hessian().at(i, j)) * f64::from(*b)).sum();
+            product += f64::from(*a) * sum;
+        }
+    }
+    assert!((energy - product).abs() < 1e-4 * product, "{energy} {product}");
 }
 
 #[test]
 fn every_move_lowers_the_objective_and_they_add_up() {
     let case = case(32, COLUMNS);
     let objective = |rounding| {
-        let (tiles, [before, after, _]) = run(&case, rounding);
+        let (tiles, Rounded { nearest: before, compensated: after, .. }) = run(&case, rounding);
         let naive = naive_objective(&case, &tiles, COLUMNS);
         assert!((after - naive).abs() < 1e-3 * naive, "the tiles hold what was measured: {after} {naive}");
         after / before
@@ -136,8 +145,9 @@ fn a_diagonal_matrix_asks_for_nearest_codes() {
     let mut case = case(8, COLUMNS);
     let mut diagonal = vec![0.0; COLUMNS * COLUMNS];
     (0..COLUMNS).for_each(|i| diagonal[i * COLUMNS + i] = 1.0 + i as f32);
-    case.curvature = Curvature::new(diagonal, COLUMNS, 0.01, true).unwrap();
-    let (tiles, [before, after, _]) = run(&case, Rounding { feedback: true, descents: 1, refit: false });
+    case.curvature = Curvature::new(&diagonal, COLUMNS, 0.01, true).unwrap();
+    let (tiles, Rounded { nearest: before, compensated: after, .. }) =
+        run(&case, Rounding { feedback: true, descents: 1, refit: false });
     assert!(after <= before && after > 0.99 * before);
     assert_eq!(tiles, case.tiles);
 }
@@ -145,7 +155,8 @@ fn a_diagonal_matrix_asks_for_nearest_codes() {
 #[test]
 fn a_single_flip_of_any_code_does_not_help_after_descent() {
     let case = case(8, COLUMNS);
-    let (tiles, [_, after, _]) = run(&case, Rounding { feedback: true, descents: 12, refit: false });
+    let (tiles, Rounded { compensated: after, .. }) =
+        run(&case, Rounding { feedback: true, descents: 12, refit: false });
     let mut better = 0;
     for column in (0..COLUMNS).step_by(5) {
         for by in [-1, 1] {
@@ -164,10 +175,10 @@ fn a_single_flip_of_any_code_does_not_help_after_descent() {
 fn damping_is_raised_until_it_works() {
     let mut singular = vec![1.0f32; 64 * 64];
     singular[0] = 0.5; // below what the others imply: not positive
-    let curvature = Curvature::new(singular, 64, 1e-4, true).unwrap();
+    let curvature = Curvature::new(&singular, 64, 1e-4, true).unwrap();
     assert!(curvature.damping().retries > 0 && curvature.damping().share > 1e-4);
-    assert!(Curvature::new(vec![0.0; 16], 4, 0.01, true).is_none());
-    assert!(Curvature::new(vec![f32::NAN; 16], 4, 0.01, true).is_none());
+    assert!(Curvature::new(&[0.0; 16], 4, 0.01, true).is_none());
+    assert!(Curvature::new(&[f32::NAN; 16], 4, 0.01, true).is_none());
 }
 
 /// Not a test of speed, only a figure: `cargo test --release --lib rounding -- --ignored --nocapture`.
@@ -183,7 +194,7 @@ fn timing() {
         h[i * columns + i] = 400.0;
     }
     let start = std::time::Instant::now();
-    let curvature = Curvature::new(h, columns, 0.01, true).unwrap();
+    let curvature = Curvature::new(&h, columns, 0.01, true).unwrap();
     println!("factor {:.2?}", start.elapsed());
     let mut weights = noise(512 * columns, 7);
     let mut tiles = vec![Tile::zeroed(); weights.len() / (TILE_ROWS * CHUNK)];
@@ -202,9 +213,9 @@ fn timing() {
         {
             let mut panel = Panel::new(rows, columns, tiles);
             if rounding.feedback {
-                feed_back(&mut panel, &curvature)
+                feed_back(&mut panel, &curvature);
             } else {
-                descend(&mut panel, &curvature, Some(tiles))
+                descend(&mut panel, &curvature, Some(tiles));
             }
         }
         println!("{name}: {:.2?} for 512 of 4096 rows, one thread", start.elapsed());

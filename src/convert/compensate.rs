@@ -1,0 +1,177 @@
+//! Tensors whose codes are chosen by their effect on the output: which go together, in which batches their second moments are measured so that
+//! memory suffices, and what they are rounded by. How codes are chosen is in `quant::rounding`.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::AddAssign;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::plan::Conversion;
+use crate::Result;
+use crate::calib::Hessian;
+use crate::gguf::Source;
+use crate::model::{Arch, Shape, groups};
+use crate::quant::Transform;
+use crate::quant::rounding::{Curvature, Damping, Rounded, Rounding, rotated};
+use crate::tcq::Codec;
+
+/// Measures second moments: E[x xᵀ] of what enters a weight, in the basis in which the model has it.
+pub trait SecondMoments: Sync {
+    /// The second moments of the inputs of these weights, as far as they were seen; weights with the same input may share one.
+    ///
+    /// # Errors
+    /// What keeps the model from running.
+    fn measure(&self, weights: &BTreeSet<String>) -> Result<BTreeMap<String, Arc<Hessian>>>;
+}
+
+/// How codes are chosen by their effect on the output.
+pub struct Compensation<'a> {
+    /// Where the second moments come from.
+    pub moments: &'a dyn SecondMoments,
+    /// The moves.
+    pub rounding: Rounding,
+    /// What is added to the diagonal of a second moment, as a share of its mean.
+    pub damp: f64,
+    /// Whether columns with the largest second moments are rounded first.
+    pub act_order: bool,
+    /// Bytes that second moments may take at a time; a single input may take more.
+    pub memory: u64,
+}
+
+/// The output error of one tensor, relative to its output, both over the rows that the second moment saw.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct OutputError {
+    /// With the nearest codes.
+    pub nearest: f64,
+    /// With the codes that were written.
+    pub compensated: f64,
+    /// What was added to the diagonal of the second moment, as a share of its mean.
+    pub damp: f64,
+    /// Factorisations that failed before.
+    pub damp_retries: u32,
+}
+
+/// Tensors with one input, by their indices in the plan.
+#[derive(Debug, PartialEq)]
+pub(super) struct Group {
+    pub(super) tensors: Vec<usize>,
+    columns: u64,
+}
+
+/// Groups whose second moments are measured in one run of the model.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Batch {
+    pub(super) groups: Vec<Group>,
+}
+
+impl Batch {
+    /// The tensors of all groups.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = usize> {
+        self.groups.iter().flat_map(|group| group.tensors.iter().copied())
+    }
+
+    /// Measures the second moments of the inputs of all its tensors, by name.
+    pub(super) fn measure(
+        &self,
+        plan: &Conversion,
+        compensation: &Compensation<'_>,
+    ) -> Result<BTreeMap<String, Arc<Hessian>>> {
+        compensation.moments.measure(&self.tensors().map(|index| plan.tensors[index].name.clone()).collect())
+    }
+}
+
+impl Group {
+    /// Bytes of the second moment: its upper triangle in f32.
+    fn bytes(&self) -> u64 {
+        self.columns * self.columns / 2 * size_of::<f32>() as u64
+    }
+
+    /// What its tensors are rounded by; `None` where the input was not seen, or its second moment is of no use. Takes the second moments of its
+    /// tensors out of `moments`.
+    pub(super) fn curvature(
+        &self,
+        plan: &Conversion,
+        moments: &mut BTreeMap<String, Arc<Hessian>>,
+        transform: Option<&Transform>,
+        (codec, compensation): (Codec, &Compensation<'_>),
+    ) -> Option<Curvature> {
+        let found: Vec<_> = self.tensors.iter().map(|&index| moments.remove(&plan.tensors[index].name)).collect();
+        let hessian = found.into_iter().flatten().next()?;
+        let (columns, mean) = (hessian.columns(), hessian.mean());
+        drop(hessian);
+        let transform = transform.map_or_else(|| Cow::Owned(Transform::default()), Cow::Borrowed);
+        let hessian = rotated(&mean, columns, &transform, codec);
+        drop(mean);
+        Curvature::new(&hessian, columns, compensation.damp, compensation.act_order)
+    }
+}
+
+/// Cuts the TCQ4 tensors of a plan into batches of consecutive inputs whose second moments fit into `memory` together.
+pub(super) fn batches(source: &Source, plan: &Conversion, memory: u64) -> Vec<Batch> {
+    let wanted = plan.tensors.iter().enumerate().filter(|(_, tensor)| tensor.is_tcq4());
+    let mut index: BTreeMap<&str, usize> = wanted.map(|(index, tensor)| (tensor.name.as_str(), index)).collect();
+    let shapes = source.tensors().iter().map(|tensor| Shape { name: &tensor.name, dims: &tensor.dims });
+    let mut found: Vec<Group> = groups(shapes, &Arch::from_metadata(source.metadata()))
+        .into_iter()
+        .map(|group| {
+            let tensors = group.readers.iter().filter_map(|name| index.remove(name.as_str())).collect();
+            Group { tensors, columns: group.columns }
+        })
+        .filter(|group| !group.tensors.is_empty())
+        .collect();
+    found.sort_by_key(|group| group.tensors[0]);
+    let mut batches: Vec<Batch> = Vec::new();
+    let mut used = 0;
+    for group in found {
+        used += group.bytes();
+        match batches.last_mut() {
+            Some(batch) if used <= memory => batch.groups.push(group),
+            _ => {
+                used = group.bytes();
+                batches.push(Batch { groups: vec![group] });
+            }
+        }
+    }
+    batches
+}
+
+impl AddAssign for OutputSums {
+    fn add_assign(&mut self, other: Self) {
+        self.energy += other.energy;
+        self.nearest += other.nearest;
+        self.compensated += other.compensated;
+        self.damping = self.damping.or(other.damping);
+    }
+}
+
+/// Sums of eᵀHe over the rows of a tensor.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct OutputSums {
+    /// With the weights in place of their errors.
+    pub(super) energy: f64,
+    pub(super) nearest: f64,
+    pub(super) compensated: f64,
+    pub(super) damping: Option<Damping>,
+}
+
+impl OutputSums {
+    /// Adds those of further rows that were rounded.
+    pub(super) fn add(&mut self, rounded: &Rounded, damping: Damping) {
+        let Rounded { energy, nearest, compensated, .. } = *rounded;
+        *self += Self { energy, nearest, compensated, damping: Some(damping) };
+    }
+
+    /// The errors relative to the output; `None` for a tensor that was not compensated.
+    pub(super) fn relative(&self) -> Option<OutputError> {
+        let damping = self.damping?;
+        let of = |sum: f64| if self.energy > 0.0 { sum / self.energy } else { 0.0 };
+        Some(OutputError {
+            nearest: of(self.nearest),
+            compensated: of(self.compensated),
+            damp: damping.share,
+            damp_retries: damping.retries,
+        })
+    }
+}
