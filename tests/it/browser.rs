@@ -32,7 +32,7 @@ const TABLE: &str = ".table[data-name=tensors]";
 fn column(browser: &mut Browser, heading: &str) -> Vec<String> {
     let script = format!(
         "(() => {{ const t = document.querySelector('{TABLE} table');
-          const c = [...t.tHead.rows[0].cells].find(h => h.textContent === '{heading}').cellIndex;
+          const c = [...t.tHead.rows[0].cells].find(h => h.textContent === {heading:?}).cellIndex;
           return [...t.tBodies[0].rows].filter(r => !r.hidden).map(r => r.cells[c].dataset.v ?? r.cells[c].textContent) }})()"
     );
     serde_json::from_value(browser.eval(&script)).unwrap()
@@ -45,7 +45,7 @@ fn numbers(texts: &[String]) -> Vec<f64> {
 /// The selector of a heading's button.
 fn heading(browser: &mut Browser, title: &str) -> String {
     let script = format!(
-        "[...document.querySelector('{TABLE} thead tr').cells].findIndex(h => h.textContent === '{title}') + 1"
+        "[...document.querySelector('{TABLE} thead tr').cells].findIndex(h => h.textContent === {title:?}) + 1"
     );
     format!("{TABLE} th:nth-child({}) button", browser.eval(&script))
 }
@@ -173,7 +173,7 @@ fn light_and_dark_are_readable_and_the_choice_stays() {
     browser.prefer("dark");
     assert_eq!(browser.eval(ground), "rgb(15, 20, 24)");
     readable(&mut browser);
-    let ink = browser.eval("getComputedStyle(document.querySelector('svg text')).fill");
+    let ink = browser.eval("getComputedStyle(document.querySelector('svg text[fill=\"#1F2328\"]')).fill");
     assert_eq!(ink, browser.eval("getComputedStyle(document.body).color"), "plots follow");
     browser.click("#theme");
     assert_eq!(browser.eval(ground), "rgb(255, 255, 255)");
