@@ -128,17 +128,20 @@ fn one_panel_is_shown_and_links_open_theirs() {
               .querySelector('select'); s.value = {value:?}; s.dispatchEvent(new Event('change')) }})()"
         ));
     };
-    choose(&mut browser, "Layer", "1");
-    choose(&mut browser, "Input", "detail-blk.1.ffn_down");
-    assert_eq!(browser.eval(shown), "detail-blk.1.ffn_down");
     choose(&mut browser, "Layer", "0");
-    assert_eq!(browser.eval(shown), "detail-blk.0.ffn_down", "the name stays where the layer has it");
-    browser.eval("location.hash = '#detail-blk.1.attn_qkv'");
+    choose(&mut browser, "Input", "detail-blk.0.ffn_down");
+    assert_eq!(browser.eval(shown), "detail-blk.0.ffn_down");
+    choose(&mut browser, "Layer", "1");
+    assert_eq!(browser.eval(shown), "detail-blk.1.ffn_down", "the name stays where the layer has it");
+    // A panel of the first of two layers has one after it, whatever the order within a layer.
+    browser.eval("location.hash = '#detail-blk.0.attn_qkv'");
     browser.eval("new Promise(done => setTimeout(done, 100))");
-    assert_eq!(browser.eval(shown), "detail-blk.1.attn_qkv");
+    assert_eq!(browser.eval(shown), "detail-blk.0.attn_qkv");
     browser.click(".picker .step:last-child");
     let next = browser.eval(shown);
-    assert!(next != "detail-blk.1.attn_qkv" && next.as_str().is_some_and(|id| id.starts_with("detail-")), "{next}");
+    assert!(next != "detail-blk.0.attn_qkv" && next.as_str().is_some_and(|id| id.starts_with("detail-")), "{next}");
+    browser.click(".picker .step:nth-last-child(2)");
+    assert_eq!(browser.eval(shown), "detail-blk.0.attn_qkv", "there and back");
     assert_eq!(browser.complaints(), Vec::<String>::new());
 }
 

@@ -73,7 +73,10 @@ fn gate_figures(detail: &GateDetail, name: &str, tau: f32) -> Vec<Figure> {
             chart(
                 Axis::linear("AWQ importance, normalised"),
                 Axis::linear("PRAQ importance, normalised"),
-                vec![series("", cloud(&c.awq_normalized, &c.praq_normalized))],
+                vec![
+                    series("channels", cloud(&c.awq_normalized, &c.praq_normalized)),
+                    series("equal", Shape::Line(vec![(0.0, 0.0), (1.0, 1.0)])),
+                ],
             ),
         ),
         saliency(detail, name),

@@ -71,6 +71,11 @@ fn sizes(x: &[f32], mean_abs: &[f32], mean_sq: &[f32], abs_max: &[f32]) -> Vec<S
     all.map(|(name, values)| series(name, line(&pairs(x, &values)))).collect()
 }
 
+/// What a curve at the bottom edge means, where there is one.
+fn zeros(abs_max: &[f32]) -> &'static str {
+    if abs_max.contains(&0.0) { " At the bottom edge are channels that were 0 for every token." } else { "" }
+}
+
 fn channel_curve(key: &str, c: &ChannelCurves) -> Figure {
     let channel: Vec<f32> = c.channel.iter().map(|channel| *channel as f32).collect();
     let parts = sizes(&channel, &c.mean_abs, &c.mean_sq, &c.abs_max);
@@ -79,18 +84,26 @@ fn channel_curve(key: &str, c: &ChannelCurves) -> Figure {
     } else {
         String::new()
     };
-    let plot = chart(Axis::linear("Channel"), Axis::log("activation"), parts);
-    figure(&format!("channels.{key}"), "Size of the channels", &format!("In the model's own order.{many}"), plot)
+    let plot = chart(Axis::whole("Channel"), Axis::log("activation"), parts);
+    figure(
+        &format!("channels.{key}"),
+        "Size of the channels",
+        &format!("In the model's own order.{many}{}", zeros(&c.abs_max)),
+        plot,
+    )
 }
 
 fn sorted_figure(key: &str, s: &SortedCurves) -> Figure {
     let rank: Vec<f32> = s.rank.iter().map(|rank| *rank as f32).collect();
     let parts = sizes(&rank, &s.mean_abs, &s.mean_sq, &s.abs_max);
-    let plot = chart(Axis::linear("Rank"), Axis::log("activation"), parts);
+    let plot = chart(Axis::whole("Rank"), Axis::log("activation"), parts);
     figure(
         &format!("sorted.{key}"),
         "Size of the channels, sorted",
-        "Each quantity by itself, largest first: a steep start means few channels dominate.",
+        &format!(
+            "Each quantity by itself, largest first: a steep start means few channels dominate.{}",
+            zeros(&s.abs_max)
+        ),
         plot,
     )
 }

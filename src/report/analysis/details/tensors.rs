@@ -18,7 +18,7 @@ pub(super) fn tensor_figures(t: &TensorDetail) -> Vec<Option<Figure>> {
     let mut figures = vec![Some(figure(
         &format!("rounding.{name}"),
         &of("Rounding errors"),
-        "Level between −½ and ½ is plain rounding.",
+        "Plain rounding is level between −½ and ½; the search for the best step makes a hill of it.",
         rounding,
     ))];
     if t.mean_sq.is_empty() {
