@@ -148,8 +148,10 @@ fn cells(map: &HeatMap, frame: &Frame) -> String {
             path.push_str(&format!("M{left} {top}h{wide}v{tall}h-{wide}z"));
         }
     }
+    // Where cells touch, smooth edges would let the paper shine through.
+    let edges = if gap_x == 0 { " shape-rendering=\"crispEdges\"" } else { "" };
     let path = |([red, green, blue], d): ([u8; 3], String)| {
-        format!("\n<path shape-rendering=\"crispEdges\" fill=\"#{red:02X}{green:02X}{blue:02X}\" d=\"{d}\"/>")
+        format!("\n<path{edges} fill=\"#{red:02X}{green:02X}{blue:02X}\" d=\"{d}\"/>")
     };
     paths.into_iter().map(path).collect()
 }
