@@ -37,18 +37,23 @@ def bits(path):
     return json.loads(run([TCQ4, "--json", "inspect", path]))["bits_per_weight"]
 
 
-def cells(path, simulate, name):
+def base(work, text):
+    """Where the log-probabilities of the F16 model on a text are."""
+    return Path(work) / f"{text.replace(' ', '-')}.kld"
+
+
+def cells(work, path, simulate, name):
     """Perplexity, KL divergence and same top token on each text."""
     row = []
-    for text, source in TEXTS.items():
-        record = json.loads(run([TCQ4, "--json", "eval", path, "-r", MODEL, *source, "--chunks", CHUNKS, *simulate]))
+    for text in TEXTS:
+        record = json.loads(run([TCQ4, "--json", "eval", path, "--logits", base(work, text), *simulate]))
         if RECORDS:
             Path(RECORDS).mkdir(parents=True, exist_ok=True)
             file = "".join(c if c.isalnum() else "-" for c in f"{name} {text}")
             (Path(RECORDS) / f"{file}.json").write_text(json.dumps(record))
         kld, top = record["kld"], record["same_top"]
         print(f"{name}, {text}: {record['perplexity']:.4f}, {kld['value']:.4f}", file=sys.stderr, flush=True)
-        row += [f"{record['perplexity']:.2f} ± {record['error']:.2f}", f"{kld['value']:.4f} ± {kld['error']:.4f}", f"{100 * top['value']:.1f}"]
+        row += [f"{record['perplexity']:.2f} ± {record['error']:.2f}", f"{abs(kld['value']):.4f} ± {kld['error']:.4f}", f"{100 * top['value']:.1f}"]
     return row
 
 
@@ -60,8 +65,10 @@ def main():
         out, imatrix = Path(work) / "model.gguf", Path(work) / "imatrix.gguf"
 
         def row(name, path, activations, simulate):
-            print("| " + " | ".join([name, activations, f"{bits(path):.2f}", *cells(path, simulate, f"{name} {activations}")]) + " |", flush=True)
+            print("| " + " | ".join([name, activations, f"{bits(path):.2f}", *cells(work, path, simulate, f"{name} {activations}")]) + " |", flush=True)
 
+        for text, source in TEXTS.items():
+            run([TCQ4, "eval", MODEL, *source, "--chunks", CHUNKS, "--logits-out", base(work, text)])
         row("F16", MODEL, "as they are", [])
         run([LLAMA / "llama-imatrix", "-m", MODEL, "-f", TRAIN, "-o", imatrix, "-c", "512", "--chunks", "32"])
         for kind in TYPES:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building tcq4 needs besides Rust and a C++ compiler: cmake and libclang. Does nothing where both are there already.
-# With --browser it installs Chromium instead, which drives the HTML report in tests; where it cannot, those tests say that they were skipped.
+# With --tests it installs what only tests want instead: Chromium, which drives the HTML report, and numpy, an independent reader and calculator. Where it
+# cannot, those tests say that they were skipped. It prints the python that has numpy, if there is one.
 set -euo pipefail
 
 # libclang-cpp is another library, which bindgen cannot use.
@@ -22,8 +23,21 @@ install_browser() {
   fi
 }
 
-if [[ ${1:-} == --browser ]]; then
+install_numpy() {
+  local folder=${XDG_CACHE_HOME:-$HOME/.cache}/tcq4-python
+  if ! "$folder/bin/python" -c 'import numpy' 2>/dev/null; then
+    echo "setup: installing numpy into $folder" >&2
+    if ! { python3 -m venv "$folder" && "$folder/bin/python" -m pip install --quiet --disable-pip-version-check 'numpy>=1.26'; } >/dev/null 2>&1; then
+      echo "setup: no numpy; the tests that compare with it will be skipped" >&2
+      return 0
+    fi
+  fi
+  echo "$folder/bin/python"
+}
+
+if [[ ${1:-} == --tests ]]; then
   install_browser
+  install_numpy
   exit 0
 fi
 

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::Perplexity;
+use super::{Score, ScoreDivergence};
 use crate::error::CompareError;
 use crate::math::stats::{Interval, Resamples, bootstrap_mean};
 
@@ -53,42 +53,6 @@ pub struct Contender {
     pub bits_per_weight: f64,
     /// Whether TCQ4 tensors were decoded into a temporary copy.
     pub decoded: bool,
-}
-
-/// What one model scored on one data set.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Score {
-    /// exp of the mean negative log-likelihood.
-    pub perplexity: f64,
-    /// Its standard error, tokens taken for independent.
-    pub error: f64,
-    /// Mean negative log-likelihood of a token, in nats.
-    pub nll: f64,
-    /// Tokens scored.
-    pub tokens: u64,
-    /// Chunks run.
-    pub chunks: u64,
-    /// Tokens of a chunk.
-    pub ctx: u32,
-    /// The mean negative log-likelihood of each chunk's tokens, in nats.
-    pub chunk_nll: Vec<f64>,
-    /// Mean KL divergence from the reference model in nats, and its standard error, where there is a reference.
-    pub kld: Option<(f64, f64)>,
-}
-
-impl From<&Perplexity> for Score {
-    fn from(measured: &Perplexity) -> Self {
-        Self {
-            perplexity: measured.value,
-            error: measured.error,
-            nll: measured.nll,
-            tokens: measured.tokens,
-            chunks: measured.chunks,
-            ctx: measured.ctx,
-            chunk_nll: measured.chunk_nll.clone(),
-            kld: None,
-        }
-    }
 }
 
 /// A candidate against the baseline on one data set.
@@ -157,6 +121,14 @@ impl Comparison {
     /// What `model` scored on `dataset`.
     pub fn score(&self, dataset: &str, model: &str) -> Option<&Score> {
         self.detailed_results.get(dataset)?.get(model)
+    }
+
+    /// Data set, candidate and how far it is from the baseline there, where that was measured.
+    pub fn divergences(&self) -> impl Iterator<Item = (&str, &str, ScoreDivergence)> {
+        self.dataset_results.iter().filter_map(|result| {
+            let divergence = self.score(&result.dataset, &result.candidate)?.divergence?;
+            Some((result.dataset.as_str(), result.candidate.as_str(), divergence))
+        })
     }
 }
 
@@ -304,7 +276,16 @@ mod tests {
     fn score(chunk_nll: Vec<f64>) -> Score {
         let nll = chunk_nll.iter().sum::<f64>() / chunk_nll.len() as f64;
         let chunks = chunk_nll.len() as u64;
-        Score { perplexity: nll.exp(), error: 0.1, nll, tokens: 255 * chunks, chunks, ctx: 512, chunk_nll, kld: None }
+        Score {
+            perplexity: nll.exp(),
+            error: 0.1,
+            nll,
+            tokens: 255 * chunks,
+            chunks,
+            ctx: 512,
+            chunk_nll,
+            divergence: None,
+        }
     }
 
     /// Chunks of very different difficulty, the same for every model, plus what `extra` says.

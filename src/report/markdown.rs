@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::eval::{Analysis, Comparison, DatasetResult, Rule};
+use crate::eval::{Analysis, Comparison, DatasetResult, Rule, ScoreDivergence};
 
 /// A comparison of models: results, averages, win counts, the models, and what follows from it.
 pub fn comparison(found: &Comparison, timestamp: &str) -> String {
@@ -23,6 +23,7 @@ pub fn comparison(found: &Comparison, timestamp: &str) -> String {
     for result in &found.dataset_results {
         text += &result_row(found, result);
     }
+    text += &divergences(found);
     text += "\n## Average\n\nEvery data set counts the same; the difference is that of the geometric means.\n\n";
     text += "| candidate | baseline perplexity | candidate perplexity | difference | interval |\n| --- | --: | --: | --: | --: |\n";
     for analysis in &found.analysis {
@@ -51,6 +52,28 @@ pub fn comparison(found: &Comparison, timestamp: &str) -> String {
         let _ = writeln!(text, "- {}", verdict(found, analysis));
     }
     text
+}
+
+/// The distances from the baseline, where they were measured.
+fn divergences(found: &Comparison) -> String {
+    let mut rows = found.divergences().peekable();
+    if rows.peek().is_none() {
+        return String::new();
+    }
+    let head = "\n## Divergence from the baseline\n\n| data set | candidate | KL divergence | same top token |\n| --- | --- | --: | --: |\n";
+    let row = |(dataset, candidate, d): (&str, &str, ScoreDivergence)| {
+        let (kld, top) = (d.kld, d.same_top);
+        format!(
+            "| {} | {} | {:.6} ± {:.6} | {:.3} ± {:.3} % |\n",
+            cell(dataset),
+            cell(candidate),
+            kld.value,
+            kld.error,
+            100.0 * top.value,
+            100.0 * top.error
+        )
+    };
+    head.to_owned() + &rows.map(row).collect::<String>()
 }
 
 fn result_row(found: &Comparison, result: &DatasetResult) -> String {
@@ -126,7 +149,7 @@ mod tests {
             chunks: 2,
             ctx: 512,
             chunk_nll: vec![nll; 2],
-            kld: None,
+            divergence: None,
         };
         let scores = vec![vec![score(2.0), score(3.0)], vec![score(2.0 + differences[0]), score(3.0 + differences[1])]];
         let settings = CompareSettings { seed: 7, confidence: 0.95, resamples: 100, rule };

@@ -17,7 +17,8 @@ pub const ERROR_REL: f64 = 0.01;
 /// The perplexity of a model of `dir` on a little text.
 pub fn perplexity(dir: &Dir, model: &str) -> f64 {
     let record = dir.tcq4(&format!("eval {model} -f EVALUATION --ctx 128 --chunks 4 --json")).record("eval");
-    assert_eq!((&record["chunks"], &record["ctx"]), (&Value::from(4), &Value::from(128)));
+    let of = &record["data_sets"][0];
+    assert_eq!((&of["chunks"], &of["ctx"]), (&Value::from(4), &Value::from(128)));
     record["perplexity"].as_f64().unwrap()
 }
 

@@ -41,6 +41,7 @@ fn a_quantised_model_loses_and_all_outputs_say_the_same() {
     }
     // The numbers are those of `eval`.
     let eval = dir.tcq4("eval MODEL -f EVALUATION --ctx 64 --chunks 12 --json").record("eval");
+    let eval = &eval["data_sets"][0];
     let detail = &record["detailed_results"]["evaluation.txt"]["tiny-llama-f16"];
     assert_eq!((&detail["perplexity"], &detail["chunk_nll"]), (&eval["perplexity"], &eval["chunk_nll"]));
     let [f16, q] = [0, 1].map(|model| &record["models"][model]);
@@ -51,6 +52,26 @@ fn a_quantised_model_loses_and_all_outputs_say_the_same() {
     let (text, again) = (run("").ok(), run("--threads 2").ok());
     assert!(text.stdout.lines().all(|line| line.chars().count() <= 120), "{}", text.stdout);
     assert_eq!(text.stdout, again.stdout, "threads change nothing");
+}
+
+#[test]
+fn the_divergence_from_the_baseline_is_that_of_eval() {
+    let dir = Dir::new();
+    quantised(&dir);
+    let setup = "-f EVALUATION --ctx 64 --chunks 4";
+    let done = dir.tcq4(&format!("compare MODEL q.gguf {setup} --kld --markdown c.md")).ok();
+    let eval = dir.tcq4(&format!("eval q.gguf -r MODEL {setup} --json")).record("eval");
+    let kld = format!("{:.6} ± {:.6}", eval["kld"]["value"].as_f64().unwrap(), eval["kld"]["error"].as_f64().unwrap());
+    let markdown = String::from_utf8(dir.read("c.md")).unwrap();
+    assert!(
+        done.stdout.contains(&kld) && markdown.contains(&format!("| {kld} |")),
+        "{kld}\n{}\n{markdown}",
+        done.stdout
+    );
+    let record = dir.tcq4(&format!("compare MODEL q.gguf {setup} --kld --json")).record("compare");
+    let results = &record["detailed_results"]["evaluation.txt"];
+    assert_eq!((&results["q"]["kld"], &results["q"]["same_top"]), (&eval["kld"], &eval["same_top"]));
+    assert!(results["tiny-llama-f16"].get("kld").is_none(), "the baseline has nothing to differ from: {results}");
 }
 
 #[test]
@@ -78,7 +99,7 @@ fn what_makes_no_sense_is_refused_before_a_model_runs() {
     fails("compare MODEL MODEL -f EVALUATION -o full.json", 3, "error: full.json: ");
     fails("compare MODEL MODEL -f EVALUATION -o x --markdown x", 2, "error: x is one file, for two outputs");
     fails("compare MODEL MODEL -f EVALUATION --margin 1", 2, "error: --margin belongs to --rule fixed");
-    fails("compare MODEL MODEL -f full.json", 3, "error: full.json:1: ");
+    fails("compare MODEL MODEL -f full.json", 3, "error: full.json: no array of samples");
     fails("compare MODEL nothing.gguf -f EVALUATION", 3, "error: nothing.gguf: cannot open");
     let run = |line: &str| -> Done { dir.tcq4(line) };
     assert_eq!(run("compare MODEL -f EVALUATION").code, Some(2), "one model");

@@ -86,6 +86,9 @@ pub(crate) struct CompareArgs {
     /// The models, the first of which is the baseline that the others are compared with; TCQ4 tensors are decoded into temporary F16 copies
     #[arg(num_args = 2.., required = true, value_name = "MODEL")]
     pub(crate) models: Vec<PathBuf>,
+    /// Measure the KL divergence from the baseline too: two models side by side, which takes twice as long
+    #[arg(long)]
+    pub(crate) kld: bool,
     /// A text to compare on (repeatable)
     #[arg(short = 'f', long, value_name = "FILE", required_unless_present = "dataset")]
     pub(crate) text: Vec<PathBuf>,

@@ -13,7 +13,10 @@ use crate::cli::values::RuleArg;
 use crate::cli::{Outcome, Session, data};
 use crate::corpus::Corpus;
 use crate::error::{CompareError, Error, Result};
-use crate::eval::{CompareSettings, Comparison, Contender, Cut, Options, Rule, Score, Windows, compare, measure_alone};
+use crate::eval::{
+    CompareSettings, Comparison, Contender, Cut, Measured, Options, Reference, Rule, Score, Windows, compare, measure,
+    measure_alone,
+};
 use crate::gguf::Source;
 use crate::inspect::summarize;
 use crate::llama::Model;
@@ -49,11 +52,16 @@ pub(in crate::cli) fn run(session: &Session, args: &CompareArgs) -> Outcome {
     drop(sources);
     let mut datasets = datasets(session, args)?;
     let mut scores = Vec::new();
+    let mut baseline = None;
     for model in &mut models {
         session.progress.note(&format!("{} ({} of {})", model.name, scores.len() + 1, args.models.len()));
         let subject = Subject::open(session, &model.path, args.ngl, false)?;
         model.decoded = subject.decoded;
-        scores.push(score(session, args, &subject.model, &mut datasets, &model.path)?);
+        let reference = baseline.as_ref().map(|subject: &Subject| &subject.model);
+        scores.push(score(session, args, (&subject.model, reference), &mut datasets, &model.path)?);
+        if args.kld && baseline.is_none() {
+            baseline = Some(subject);
+        }
     }
     let names = datasets.into_iter().map(|dataset| dataset.name).collect();
     let found = compare(models, names, scores, settings)?;
@@ -159,11 +167,11 @@ fn distinct_names(paths: &[PathBuf], short: impl Fn(&Path) -> Option<String>) ->
     (0..paths.len()).map(numbered).collect()
 }
 
-/// Scores one model on every data set; the first model's tokens are kept, and those of the others compared with them.
+/// Scores one model on every data set, beside the reference if there is one; the first model's tokens are kept, and those of the others compared with them.
 fn score(
     session: &Session,
     args: &CompareArgs,
-    model: &Model,
+    (model, reference): (&Model, Option<&Model>),
     datasets: &mut [Dataset],
     path: &Path,
 ) -> Result<Vec<Score>> {
@@ -178,7 +186,11 @@ fn score(
             check_tokens(path, &args.models[0], dataset, &tokens)?;
         }
         let windows = Windows::of(model, &dataset.text, cut)?;
-        scores.push(Score::from(&measure_alone(model, &windows, options.clone(), &session.progress)?));
+        let (options, progress) = (options.clone(), &session.progress);
+        scores.push(Score::from(match reference {
+            Some(reference) => measure(model, Reference::Model(reference), &windows, options, progress)?,
+            None => Measured { perplexity: measure_alone(model, &windows, options, progress)?, divergence: None },
+        }));
     }
     Ok(scores)
 }

@@ -10,7 +10,9 @@ const NAME: usize = 20;
 
 pub(super) fn render(found: &Comparison) -> String {
     let verdicts: Vec<String> = found.analysis.iter().map(|analysis| verdict(found, analysis)).collect();
-    [models(found), results(found), averages(found), verdicts.join("\n") + "\n" + &footnote(found)].join("\n\n")
+    let last = verdicts.join("\n") + "\n" + &footnote(found);
+    let parts = [Some(models(found)), Some(results(found)), divergences(found), Some(averages(found)), Some(last)];
+    parts.into_iter().flatten().collect::<Vec<_>>().join("\n\n")
 }
 
 fn models(found: &Comparison) -> String {
@@ -45,6 +47,16 @@ fn results(found: &Comparison) -> String {
     table.render()
 }
 
+fn divergences(found: &Comparison) -> Option<String> {
+    let mut table = Table::new(&["data set", "model", ">KL divergence", ">same top token"]);
+    for (dataset, candidate, d) in found.divergences() {
+        let kld = format!("{:.6} ± {:.6}", d.kld.value, d.kld.error);
+        let top = format!("{:.3} ± {:.3} %", 100.0 * d.same_top.value, 100.0 * d.same_top.error);
+        table.row([name(dataset), name(candidate), kld, top]);
+    }
+    found.divergences().next().map(|_| table.render())
+}
+
 fn averages(found: &Comparison) -> String {
     let mut table =
         Table::new(&["average", ">baseline", ">candidate", ">difference", ">interval", ">wins", ">losses", ">ties"]);
@@ -69,7 +81,7 @@ fn footnote(found: &Comparison) -> String {
         Rule::Interval => "a model wins where its interval excludes zero".into(),
         Rule::Fixed { margin } => format!("a model wins by more than {margin} of perplexity"),
     };
-    format!("differences are paired by chunk, + is worse than the baseline; {confidence:.4} % intervals; {wins}")
+    format!("differences are paired by chunk, + is worse than the baseline\n{confidence:.4} % intervals; {wins}")
         .replace(".0000 %", " %")
 }
 
