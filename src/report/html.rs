@@ -3,6 +3,8 @@
 //! The content security policy allows exactly the style and the script that are written into the page, by their hashes; text from models is
 //! escaped by the template engine.
 
+use std::collections::HashSet;
+
 use askama::Template;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -42,6 +44,17 @@ impl<'a> PageView<'a> {
             BlockView::Table(table) => Some(table),
             BlockView::Figures(_) | BlockView::Choice { .. } => None,
         })
+    }
+
+    /// Takes away the links to panels that are not on the page.
+    fn cut_links(&mut self) {
+        let blocks = self.sections.iter().flat_map(|section| &section.blocks);
+        let panels =
+            blocks.flat_map(|block| if let BlockView::Choice { panels, .. } = block { &panels[..] } else { &[] });
+        let known: HashSet<&str> = panels.map(|view| view.panel.id.as_str()).collect();
+        for cell in self.tables().flat_map(|table| &mut table.rows).flatten() {
+            cell.to = cell.to.filter(|to| known.contains(to));
+        }
     }
 }
 
@@ -86,6 +99,8 @@ struct ColumnView<'a> {
 struct CellView<'a> {
     cell: &'a Cell,
     is_number: bool,
+    /// Where it leads: only to what is on the page.
+    to: Option<&'a str>,
 }
 
 /// Renders a page.
@@ -112,6 +127,7 @@ pub fn html(page: &Page) -> Result<Vec<u8>> {
     for (section, choices) in view.sections.iter_mut().zip(panels) {
         section.blocks.extend(choices.into_iter().map(|choice| fitted(choice, &mut room)));
     }
+    view.cut_links();
     Ok(render(&view)?.into_bytes())
 }
 
@@ -157,7 +173,8 @@ fn block(block: &Block) -> Result<Option<BlockView<'_>>> {
         Block::Figures(list) => Some(figures(list)?).filter(|list| !list.is_empty()).map(BlockView::Figures),
         Block::Table(list) => table(list).map(BlockView::Table),
         Block::Choice(choice) => {
-            let panels = choice.panels.par_iter().map(panel_view).collect::<Result<Vec<_>>>()?;
+            let mut panels = choice.panels.par_iter().map(panel_view).collect::<Result<Vec<_>>>()?;
+            panels.retain(|view| !view.figures.is_empty() || !view.tables.is_empty());
             (!panels.is_empty()).then_some(BlockView::Choice { id: &choice.id, panels, left_out: 0 })
         }
     })
@@ -188,7 +205,8 @@ fn table<'a>(table: &'a Table) -> Option<TableView<'a>> {
     let columns: Vec<ColumnView> = keep.iter().map(|place| column(table, *place)).collect();
     let kept = |row: &'a Vec<Cell>| {
         let cells = keep.iter().filter_map(|place| row.get(*place)).zip(&columns);
-        cells.map(|(cell, view)| CellView { cell, is_number: view.is_number }).collect()
+        let to = |cell: &'a Cell| if let Cell::Link(_, to) = cell { Some(to.as_str()) } else { None };
+        cells.map(|(cell, view)| CellView { cell, is_number: view.is_number, to: to(cell) }).collect()
     };
     let rows: Vec<Vec<CellView>> = table.rows.iter().take(table.on_page).map(kept).collect();
     (!rows.is_empty()).then_some(TableView { table, columns, rows })

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::report::page::anchor;
-use crate::report::plot::{Axis, Chart, Figure, HeatMap, Plot, Scale, Series, Shades, Shape};
+use crate::report::plot::{Axis, Chart, Figure, HeatMap, Plot, Scale, Series, Shades, Shape, colour};
 use crate::report::table::Cell;
 
 /// Gives the median of the finite values, the mean of the two middle ones where their number is even.
@@ -70,6 +70,23 @@ impl ByLayer {
             shades,
         };
         figure(name, title, caption, Plot::Heat(map))
+    }
+
+    /// The values of each kind as points over the layers, or nothing where there are more kinds than colours.
+    pub(super) fn points(&self) -> Option<Vec<Series>> {
+        let of = |values: &Vec<f64>| {
+            let points = self.layers.iter().map(|layer| f64::from(*layer)).zip(values.iter().copied());
+            points.filter(|(_, value)| value.is_finite()).collect()
+        };
+        let points = self.kinds.iter().zip(&self.values).map(|(kind, values)| series(kind, Shape::Points(of(values))));
+        (self.kinds.len() <= colour::SERIES.len()).then(|| points.collect())
+    }
+
+    /// The same factor below and above 1, such that all values are between.
+    pub(super) fn around_1(&self) -> Shades {
+        let away = self.values.iter().flatten().map(|value| value.ln().abs()).filter(|away| away.is_finite());
+        let factor = away.fold(0.01, f64::max).exp();
+        Shades::Range(Scale::Log, Some((1.0 / factor, factor)))
     }
 }
 
@@ -170,6 +187,27 @@ mod tests {
         ]);
         assert_eq!((grid.layers, grid.kinds), (vec![3, 7], vec!["up".to_owned(), "down".to_owned()]));
         assert!(grid.values[0][0].is_nan() && grid.values[0][1] == 2.0 && grid.values[1][0] == 1.0);
+    }
+
+    #[test]
+    fn kinds_are_points_while_there_are_colours() {
+        let names: Vec<String> = (0..8).map(|kind| format!("kind {kind}")).collect();
+        let grid = |kinds: usize| {
+            by_layer(names.iter().take(kinds).map(|kind| Placed { kind, layer: Some(3), value: Some(2.0) }))
+        };
+        let points = grid(7).points().unwrap();
+        assert_eq!((points.len(), &points[6].shape), (7, &Shape::Points(vec![(3.0, 2.0)])));
+        assert_eq!(grid(8).points(), None);
+    }
+
+    #[test]
+    fn the_scale_of_ratios_has_1_in_the_middle() {
+        let placed = |layer, value| Placed { kind: "up", layer: Some(layer), value: Some(value) };
+        let Shades::Range(Scale::Log, Some((low, high))) = by_layer([placed(0, 0.25), placed(1, 2.0)]).around_1()
+        else {
+            panic!("no logarithmic range")
+        };
+        assert!((low - 0.25).abs() < 1e-9 && (high - 4.0).abs() < 1e-9, "{low} to {high}");
     }
 
     #[test]

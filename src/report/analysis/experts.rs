@@ -50,7 +50,7 @@ fn share_map(analysis: &Analysis) -> Option<Figure> {
         columns: analysis.experts.iter().map(|row| row.layer.to_string()).collect(),
         rows: (0..experts).map(|expert| format!("expert {expert}")).collect(),
         values: (0..experts).map(|e| analysis.experts.iter().map(|row| value(row, e)).collect()).collect(),
-        value_label: "Even share".to_owned(),
+        value_label: "Of even split".to_owned(),
         shades: Shades::Range(Scale::Linear, None),
     };
     let caption = "Each cell is one expert of one layer: its tokens over an even split. Dark cells saw little.";
@@ -68,7 +68,7 @@ fn least(analysis: &Analysis) -> Option<Figure> {
         series("most", line(|row| row.max_share)),
         series("even split", Shape::Level(1.0)),
     ];
-    let plot = chart(Axis::linear("Layer"), Axis::linear("share of an even split").including(0.0), parts);
+    let plot = chart(Axis::whole("Layer"), Axis::linear("share of an even split").including(0.0), parts);
     (!analysis.experts.is_empty()).then(|| {
         figure(
             "expert_extremes",
@@ -112,7 +112,7 @@ const EXPERT_COLUMNS: [Column; 5] = [
     Column::choice("layer", "Layer", ""),
     Column::number("expert", "Expert", ""),
     Column::number("tokens", "Tokens", "token rows"),
-    Column::number("share", "Even share", "tokens over an even split"),
+    Column::number("share", "Of even split", "tokens over an even split: 1 is as many as the others"),
     Column::choice("starved", "Starved", ""),
 ];
 

@@ -103,7 +103,7 @@ fn preparation(analysis: &Analysis) -> Option<Finding> {
         n => format!("It made {n} of {} worse: {}.", gains.len(), listed(&worse, 4)),
     };
     let text = format!(
-        "Scaling and ordering leave the median input with {changed} {direction} INT4 error than the transform alone. {rest}"
+        "Scaling and ordering leave the median input with {changed} {direction} INT4 error than the Hadamard transform alone. {rest}"
     );
     let weight = if middle < 0.99 { Weight::Good } else { Weight::Note };
     Some(finding(weight, "What the preparation brought", text, "steps"))

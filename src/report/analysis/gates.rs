@@ -42,8 +42,13 @@ fn counts(analysis: &Analysis) -> Figure {
     let parts = parts.map(|(name, of)| {
         series(name, if analysis.gates.len() > 2 { Shape::Line(points(of)) } else { Shape::Points(points(of)) })
     });
-    let plot = chart(Axis::linear("Layer"), Axis::linear("share of the channels").including(0.0), parts.into());
-    figure("gate_channels", "Dead, risky and critical channels", "Shares of each gate's output channels.", plot)
+    let plot = chart(Axis::whole("Layer"), Axis::linear("share of the channels").including(0.0), parts.into());
+    figure(
+        "gate_channels",
+        "Dead, risky and critical channels",
+        "Shares of each gate's output channels. Critical channels are among the risky ones and those among the dead: where one line hides another, both count the same channels.",
+        plot,
+    )
 }
 
 fn critical_map(analysis: &Analysis) -> Figure {
@@ -63,7 +68,7 @@ fn kind(tensor: &str) -> String {
 fn suppression(analysis: &Analysis) -> Figure {
     let points = analysis.gates.iter().filter_map(|g| Some((f64::from(g.layer), f64::from(g.suppression?))));
     let plot = chart(
-        Axis::linear("Layer"),
+        Axis::whole("Layer"),
         Axis::linear("mean|f(Z)| / mean|Z|").including(0.0),
         vec![series("", Shape::Points(points.collect()))],
     );

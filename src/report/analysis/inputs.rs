@@ -145,26 +145,19 @@ pub(super) fn scales(analysis: &Analysis) -> Section {
     }
 }
 
-fn by_kind(analysis: &Analysis, value: impl Fn(&GroupRow) -> Option<f32>) -> Vec<(String, Vec<(f64, f64)>)> {
-    let kinds = distinct(analysis.groups.iter().map(|group| group.kind.as_str()));
-    let points = |kind: &String| {
-        let same = analysis.groups.iter().filter(|group| group.kind == *kind);
-        same.filter_map(|group| Some((f64::from(group.layer?), f64::from(value(group)?)))).collect()
-    };
-    kinds.iter().map(|kind| (kind.clone(), points(kind))).collect()
-}
-
 fn best_alpha(analysis: &Analysis) -> Figure {
-    let points = by_kind(analysis, |group| group.alpha.as_ref().map(|alpha| alpha.best_alpha));
-    let kinds = points.into_iter().filter(|(_, points)| !points.is_empty());
-    let kinds: Vec<_> = kinds.map(|(kind, points)| series(&kind, Shape::Points(points))).collect();
-    let plot = chart(Axis::linear("Layer"), Axis::linear("best α").including(0.0), kinds);
-    figure(
-        "best_alpha",
-        "Best exponent by layer",
-        "Each point is one input. Scattered points mean that the error hardly depends on α.",
-        plot,
-    )
+    let best = |group: &GroupRow| group.alpha.as_ref().map(|alpha| alpha.best_alpha);
+    let placed = analysis.groups.iter().map(|g| Placed { kind: &g.kind, layer: g.layer, value: best(g) });
+    let grid = by_layer(placed);
+    let title = "Best exponent by layer";
+    let Some(points) = grid.points() else {
+        let caption = "Each cell is one input whose α was searched.";
+        return grid.heat("best_alpha", title, caption, "best α", BY_VALUE);
+    };
+    let plot = chart(Axis::whole("Layer"), Axis::linear("best α").including(0.0), points);
+    let caption =
+        "Each point is one input whose α was searched. Scattered points mean that the error hardly depends on α.";
+    figure("best_alpha", title, caption, plot)
 }
 
 fn gain(analysis: &Analysis) -> Figure {
@@ -176,12 +169,12 @@ fn gain(analysis: &Analysis) -> Figure {
     let mut all: Vec<_> = parts
         .into_iter()
         .map(|(name, part)| {
-            let points = by_kind(analysis, |group| group.alpha.as_ref().map(part));
-            series(name, Shape::Points(points.into_iter().flat_map(|(_, points)| points).collect()))
+            let point = |group: &GroupRow| Some((f64::from(group.layer?), f64::from(part(group.alpha.as_ref()?))));
+            series(name, Shape::Points(analysis.groups.iter().filter_map(point).collect()))
         })
         .collect();
     all.push(series("unscaled", Shape::Level(1.0)));
-    let plot = chart(Axis::linear("Layer"), Axis::linear("error / unscaled error"), all);
+    let plot = chart(Axis::whole("Layer"), Axis::linear("error / unscaled error"), all);
     figure(
         "scale_gain",
         "Error with scales over error without",
@@ -200,8 +193,8 @@ const SCALE_COLUMNS: [Column; 12] = [
     Column::choice("applied", "Applied", "at run time, or folded into other weights"),
     Column::number("best_alpha", "Best α", ""),
     Column::number("best_error", "Error, best α", "relative output error"),
-    Column::number("error_closed_form", "closed form", "relative output error"),
-    Column::number("error_unscaled", "unscaled", "relative output error"),
+    Column::number("error_closed_form", "Error, closed form", "relative output error"),
+    Column::number("error_unscaled", "Error, unscaled", "relative output error"),
     Column::text("why_not", "Why not", "why an input has no scale or not the order that was wanted"),
 ];
 

@@ -56,8 +56,8 @@ fn matrix(similarity: &Similarity) -> Figure {
     };
     figure(
         &format!("similarity_{}", similarity.kind),
-        &format!("Likeness of the inputs of {}", similarity.kind),
-        &format!("Cosine between the E[x²] of every two layers.{of}"),
+        &format!("Likeness of the inputs {}", similarity.kind),
+        &format!("Cosine between the E[x²] of every two layers, from the first layer at the top left to the last.{of}"),
         Plot::Heat(map),
     )
 }

@@ -57,7 +57,7 @@ fn worst_and_median(analysis: &Analysis) -> Option<Figure> {
     let worst = |place| column(place).filter(|v| v.is_finite()).reduce(f32::max);
     let middle = |place| median(column(place));
     let plot = Plot::Chart(Chart {
-        x: Axis::linear("Layer"),
+        x: Axis::whole("Layer"),
         y: Axis::log("Relative output error"),
         series: vec![series("worst tensor", points(&worst)), series("median tensor", points(&middle))],
         wide: true,

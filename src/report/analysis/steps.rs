@@ -1,6 +1,6 @@
 //! Section on the activation after each step of the preparation.
 
-use super::common::{BY_RATIO, Placed, bars, by_layer, chart, dots, figure, layer_cell, median, series};
+use super::common::{Placed, bars, by_layer, chart, dots, figure, layer_cell, median, series};
 use crate::analysis::Analysis;
 use crate::analysis::record::{GroupRow, Step, StepRow};
 use crate::report::page::{Block, Section};
@@ -16,10 +16,9 @@ pub(super) fn section(analysis: &Analysis) -> Section {
             "What the preparation does to an input before it is rounded: as the model computes it (plain), times the channel scale (scaled), dealt out over the blocks (ordered), and turned by the Hadamard transform (rotated). “Rotated, not prepared” is the transform alone: what the preparation must beat.".into(),
             "Victims are values other than 0 that INT4 rounds to 0 because a larger value sets the scale of their block. The crest factor is the largest value of a block over its root mean square: the smaller, the better a block fits into 16 steps.".into(),
         ],
-        follows: "If “rotated” is below “rotated, not prepared”, scaling and ordering pay. Cells above 1 in the map are inputs that they made worse.".into(),
+        follows: "If “rotated” is below “rotated, not prepared”, scaling and ordering pay. Cells above 1 in the map are inputs that they made worse for INT4.".into(),
         blocks: vec![
-            Block::Figures(
-vec![gain_map(analysis), by_step(analysis), victims(analysis), crest(analysis)]            ),
+            Block::Figures(vec![gain_map(analysis), by_step(analysis), victims(analysis), crest(analysis)]),
             Block::Table(table(analysis)),
         ],
         ..Section::default()
@@ -50,12 +49,14 @@ pub(super) fn words(step: Step) -> &'static str {
 
 fn gain_map(analysis: &Analysis) -> Figure {
     let placed = analysis.groups.iter().map(|g| Placed { kind: &g.kind, layer: g.layer, value: gain(g) });
-    by_layer(placed).heat(
+    let grid = by_layer(placed);
+    let shades = grid.around_1();
+    grid.heat(
         "preparation_gain",
         "Error of INT4 inputs: prepared over not prepared",
-        "Each cell is one input. Below 1 the preparation helps; the scale is logarithmic.",
+        "Each cell is one input. Darker than the middle of the scale, below 1, the preparation helps; brighter it harms. The scale is logarithmic.",
         "Ratio",
-        BY_RATIO,
+        shades,
     )
 }
 

@@ -1,11 +1,11 @@
 //! Sections on the weights: how they were rounded, and where the error sits.
 
-use super::common::{bars, chart, distinct, dots, figure, layer_cell, median, series};
+use super::common::{Placed, bars, by_layer, chart, distinct, dots, figure, layer_cell, median, series};
 use super::outputs::name_cell;
 use crate::analysis::Analysis;
 use crate::analysis::record::{Histogram, Rounding, Split, SplitOutput, TensorRow, Test};
 use crate::report::page::{Block, Section};
-use crate::report::plot::{Axis, Figure, Shape};
+use crate::report::plot::{Axis, Chart, Figure, Plot, Shape};
 use crate::report::table::{Cell, Column, Table};
 
 /// Section: how weights were rounded.
@@ -15,7 +15,7 @@ pub(super) fn rounding(analysis: &Analysis) -> Section {
         title: "Rounding of the weights".into(),
         words: vec![
             "How the weights of the quantised tensors were rounded, after scaling, ordering and rotation: up, down, or exactly on a step. The error is counted in steps of its group of 32, so −½ to ½ is plain rounding; beyond that a weight was clipped to the range of the codes or moved on purpose.".into(),
-            "A fair rounding is level between −½ and ½ and sends as many weights up as down.".into(),
+            "A fair rounding sends as many weights up as down. With any step, errors are level between −½ and ½; the encoder searches for the step with the least error, which heaps them around 0.".into(),
         ],
         follows: "A signed mean away from 0 is a bias that adds up over a row. Many clipped weights are the price of a smaller step; the encoder takes it only where the squared error falls.".into(),
         blocks: vec![
@@ -46,7 +46,7 @@ fn all_errors(analysis: &Analysis) -> Option<Figure> {
     Some(figure(
         "rounding_error",
         "Rounding errors of all measured weights",
-        "Level between the grey lines is plain rounding; what is outside was clipped or moved.",
+        "Between the upright lines are errors of plain rounding; what is outside was clipped or moved.",
         plot,
     ))
 }
@@ -74,13 +74,20 @@ fn directions(analysis: &Analysis) -> Figure {
         series("up", by_kind(analysis, |r| share(r.rounded_up, r))),
         series("down", by_kind(analysis, |r| share(r.rounded_down, r))),
         series("exact", by_kind(analysis, |r| share(r.exact, r))),
+        series("no step", by_kind(analysis, |r| share(r.no_step, r))),
         series("clipped", by_kind(analysis, |r| share(r.clipped, r))),
     ];
-    let plot = chart(Axis::named("", kinds(analysis)), Axis::linear("share of the weights").including(0.0), parts);
+    let kinds = kinds(analysis);
+    let plot = Plot::Chart(Chart {
+        wide: kinds.len() > 4,
+        x: Axis::named("", kinds),
+        y: Axis::linear("share of the weights").including(0.0),
+        series: parts,
+    });
     figure(
         "rounding_directions",
-        "Up, down, exact, clipped",
-        "Median over the layers of each kind. Clipped weights are also counted as up or down.",
+        "Up, down, exact, no step, clipped",
+        "Median over the layers of each kind. Groups of equal weights, such as zeros of a padding, need no step. Clipped weights are also counted as up or down.",
         plot,
     )
 }
@@ -89,7 +96,7 @@ fn bias(analysis: &Analysis) -> Figure {
     let points = roundings(analysis);
     let points = points.iter().filter_map(|(t, r)| Some((f64::from(t.layer?), f64::from(r.signed_mean))));
     let parts = vec![series("tensors", Shape::Points(points.collect())), series("no bias", Shape::Level(0.0))];
-    let plot = chart(Axis::linear("Layer"), Axis::linear("mean error, in steps").including(0.0), parts);
+    let plot = chart(Axis::whole("Layer"), Axis::linear("mean error, in steps").including(0.0), parts);
     figure(
         "rounding_bias",
         "Bias of the rounding by layer",
@@ -171,21 +178,17 @@ fn splits(analysis: &Analysis) -> Vec<(&TensorRow, &Split)> {
 }
 
 fn ratios(analysis: &Analysis) -> Figure {
-    let all = splits(analysis);
-    let kinds = distinct(all.iter().map(|(tensor, _)| tensor.kind.as_str()));
-    let points = |kind: &String| {
-        let same = all.iter().filter(|(tensor, _)| tensor.kind == *kind);
-        same.filter_map(|(t, s)| Some((f64::from(t.layer?), f64::from(s.output.and_then(|o| o.ratio)?)))).collect()
+    let ratio = |split: &Split| split.output.and_then(|output| output.ratio);
+    let placed = splits(analysis).into_iter();
+    let grid = by_layer(placed.map(|(t, split)| Placed { kind: &t.kind, layer: t.layer, value: ratio(split) }));
+    let title = "Output error of important over other channels";
+    let Some(mut points) = grid.points() else {
+        let (caption, shades) = ("Each cell is one tensor; at 1 both halves add as much.", grid.around_1());
+        return grid.heat("split_ratio", title, caption, "Ratio", shades);
     };
-    let mut parts: Vec<_> = kinds.iter().map(|kind| series(kind, Shape::Points(points(kind)))).collect();
-    parts.push(series("equal", Shape::Level(1.0)));
-    let plot = chart(Axis::linear("Layer"), Axis::log("important / other"), parts);
-    figure(
-        "split_ratio",
-        "Output error of important over other channels",
-        "Each point is one tensor; the grey line is where both halves add as much.",
-        plot,
-    )
+    points.push(series("equal", Shape::Level(1.0)));
+    let plot = chart(Axis::whole("Layer"), Axis::log("important / other"), points);
+    figure("split_ratio", title, "Each point is one tensor; at the level line both halves add as much.", plot)
 }
 
 fn halves(analysis: &Analysis) -> Figure {

@@ -24,6 +24,8 @@ pub struct Axis {
     pub categories: Vec<String>,
     /// A value that must be visible, 0 for bars.
     pub include: Option<f64>,
+    /// Whether there is nothing between whole numbers, so that ticks stand at these only.
+    pub whole: bool,
 }
 
 /// How a series is drawn.
@@ -73,6 +75,11 @@ impl Axis {
         Axis { label: label.to_owned(), ..Axis::default() }
     }
 
+    /// An axis of numbers of layers, channels or the like.
+    pub fn whole(label: &str) -> Axis {
+        Axis { label: label.to_owned(), whole: true, ..Axis::default() }
+    }
+
     /// A logarithmic axis.
     pub fn log(label: &str) -> Axis {
         Axis { label: label.to_owned(), scale: Scale::Log, ..Axis::default() }
@@ -115,6 +122,11 @@ impl Axis {
         match self.scale {
             _ if !self.categories.is_empty() => {
                 ticks::places(self.categories.len(), wanted).into_iter().map(|place| place as f64).collect()
+            }
+            Scale::Linear if self.whole => {
+                let mut ticks = ticks::round_values(low, high, wanted);
+                ticks.retain(|tick| (tick - tick.round()).abs() < 1e-9);
+                ticks
             }
             Scale::Linear => ticks::round_values(low, high, wanted),
             Scale::Log => ticks::decades(low, high, wanted),
@@ -161,10 +173,22 @@ impl Shape {
 impl Chart {
     /// Whether no series but guide lines has a value that can be shown.
     pub(super) fn is_empty(&self) -> bool {
-        let shown = |series: &Series| {
-            !series.shape.is_guide() && series.shape.ys().into_iter().any(|y| self.y.place(y).is_some())
+        let shown = |series: &Series| match &series.shape {
+            Shape::Line(points) | Shape::Points(points) => !self.places(points).is_empty(),
+            shape => !shape.is_guide() && shape.ys().into_iter().any(|y| self.y.place(y).is_some()),
         };
         !self.series.iter().any(shown)
+    }
+
+    /// Points as places on both axes; those that have none are left out.
+    pub(super) fn places(&self, points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+        points.iter().filter_map(|(x, y)| Some((self.x.place(*x)?, self.y.place(*y)?))).collect()
+    }
+
+    /// Points as places of a curve: what a logarithmic axis cannot show for being 0 lies on its `floor`, so that the curve leads around no gap.
+    pub(super) fn course(&self, points: &[(f64, f64)], floor: f64) -> Vec<(f64, f64)> {
+        let height = |y: f64| self.y.place(y).or_else(|| (y == 0.0).then_some(floor));
+        points.iter().filter_map(|(x, y)| Some((self.x.place(*x)?, height(*y)?))).collect()
     }
 
     /// The ranges of both axes, with a little room above and below, and beside points.
@@ -190,5 +214,35 @@ impl Chart {
                 _ => None,
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn curve(y: Axis, points: &[(f64, f64)]) -> Chart {
+        let series = vec![Series { name: String::new(), shape: Shape::Line(points.to_vec()) }];
+        Chart { x: Axis::whole("Layer"), y, series, wide: false }
+    }
+
+    #[test]
+    fn nothing_stands_between_layers() {
+        assert_eq!(Axis::whole("Layer").ticks((0.0, 1.0), 6), [0.0, 1.0]);
+        assert_eq!(Axis::whole("Layer").ticks((-0.06, 3.06), 6), [0.0, 1.0, 2.0, 3.0]);
+        assert_eq!(Axis::linear("x").ticks((0.0, 1.0), 3), [0.0, 0.5, 1.0]);
+    }
+
+    #[test]
+    fn charts_are_empty_where_no_point_has_a_place() {
+        assert!(curve(Axis::log("y"), &[(0.0, 0.0), (1.0, -1.0), (f64::NAN, 1.0)]).is_empty());
+        assert!(!curve(Axis::linear("y"), &[(0.0, 0.0)]).is_empty());
+        assert!(!curve(Axis::log("y"), &[(0.0, 0.0), (1.0, 2.0)]).is_empty());
+    }
+
+    #[test]
+    fn curves_on_a_logarithmic_axis_fall_to_the_floor_at_0() {
+        let points = [(0.0, 10.0), (1.0, 0.0), (2.0, f64::NAN), (3.0, 100.0)];
+        assert_eq!(curve(Axis::log("y"), &points).course(&points, -9.0), [(0.0, 1.0), (1.0, -9.0), (3.0, 2.0)]);
     }
 }

@@ -44,6 +44,8 @@ const MAX_CELL: f64 = 76.0;
 const ROW: f64 = 24.0;
 const BELOW: f64 = 44.0;
 const SCALE_WIDTH: f64 = 96.0;
+/// The narrowest cell that is set apart from its neighbours.
+const GAPPED: f64 = 12.0;
 /// The narrowest cell in which a value is written.
 const VALUED_CELL: f64 = 44.0;
 /// Names of rows are cut at this width.
@@ -133,7 +135,8 @@ pub(super) fn draw(map: &HeatMap, title: Option<&str>) -> Result<Drawing, Refusa
 
 /// The cells as one path for each colour: a rectangle of its own for each would be three times as long.
 fn cells(map: &HeatMap, frame: &Frame) -> String {
-    let [gap_x, gap_y] = [frame.cell > 12.0, frame.row > 6.0].map(|wide| if wide { units(1.0) } else { 0 });
+    let tall = frame.row > GAPPED;
+    let [gap_x, gap_y] = [tall && frame.cell > GAPPED, tall].map(|wide| if wide { units(1.0) } else { 0 });
     let mut paths = BTreeMap::<[u8; 3], String>::new();
     for (row, values) in map.values.iter().enumerate() {
         let [top, bottom] = [row, row + 1].map(|edge| units(frame.top + edge as f64 * frame.row));
@@ -145,8 +148,10 @@ fn cells(map: &HeatMap, frame: &Frame) -> String {
             path.push_str(&format!("M{left} {top}h{wide}v{tall}h-{wide}z"));
         }
     }
+    // Where cells touch, smooth edges would let the paper shine through.
+    let edges = if gap_x == 0 { " shape-rendering=\"crispEdges\"" } else { "" };
     let path = |([red, green, blue], d): ([u8; 3], String)| {
-        format!("\n<path fill=\"#{red:02X}{green:02X}{blue:02X}\" d=\"{d}\"/>")
+        format!("\n<path{edges} fill=\"#{red:02X}{green:02X}{blue:02X}\" d=\"{d}\"/>")
     };
     paths.into_iter().map(path).collect()
 }
@@ -207,11 +212,11 @@ fn colour_scale(
         label.clone(),
     ))?;
     let steps = if high > low { 24 } else { 1 };
-    for step in 0..steps {
-        let span = tall / f64::from(steps);
-        let from = top + tall - f64::from(step + 1) * span;
+    // From the brightest down, each over the rest of the scale: side by side, paper would shine through the seams.
+    for step in (0..steps).rev() {
+        let from = top + tall - f64::from(step + 1) * tall / f64::from(steps);
         let share = if steps == 1 { 0.5 } else { f64::from(step) / f64::from(steps - 1) };
-        let corners = [(units(left), units(from)), (units(left + 14.0), units(from + span))];
+        let corners = [(units(left), units(from)), (units(left + 14.0), units(top + tall))];
         area.draw(&Rectangle::new(corners, viridis(share).filled()))?;
     }
     let shares: &[f64] = if steps == 1 { &[0.5] } else { &[0.0, 0.5, 1.0] };

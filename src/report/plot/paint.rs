@@ -22,6 +22,8 @@ const BELOW: u32 = 40;
 const BELOW_UNLABELLED: u32 = 22;
 /// Height of a row of category names, in CSS pixels.
 const NAME_ROW: u32 = 15;
+/// Room left of the vertical axis' label, of which the drawing library would cut the ascenders.
+const LEFT: u32 = 4;
 /// Room right of the data, so that the last tick label fits.
 const RIGHT: u32 = 18;
 
@@ -75,14 +77,14 @@ fn legend_names(chart: &Chart) -> Vec<(String, RGBColor)> {
 }
 
 fn colour_of(shape: &Shape, index: usize) -> RGBColor {
-    if shape.is_guide() { super::colour::SERIES[6] } else { series_colour(index) }
+    if shape.is_guide() { INK } else { series_colour(index) }
 }
 
 fn paint(area: &Area, chart: &Chart, width: u32, top: u32) -> Result<Hover, Refusal> {
     let ranges = chart.ranges();
     let (x_ticks, y_ticks) = (x_ticks(chart, ranges.0, width), chart.y.ticks(ranges.1, 5));
     let left = y_ticks.iter().map(|tick| text_width(&chart.y.tick_label(*tick), TEXT)).fold(20.0, f64::max) + 28.0;
-    let inner = area.margin(units(f64::from(top)), 0, 0, units(f64::from(RIGHT)));
+    let inner = area.margin(units(f64::from(top)), 0, units(f64::from(LEFT)), units(f64::from(RIGHT)));
     let mut context = ChartBuilder::on(&inner)
         .x_label_area_size(units(f64::from(below(chart, width))))
         .y_label_area_size(units(left))
@@ -92,7 +94,7 @@ fn paint(area: &Area, chart: &Chart, width: u32, top: u32) -> Result<Hover, Refu
         let colour = colour_of(&series.shape, index);
         shape(&mut context, chart, &series.shape, colour, ranges)?;
     }
-    bars(&mut context, chart, f64::from(width) - left - f64::from(RIGHT))?;
+    bars(&mut context, chart, f64::from(width - LEFT - RIGHT) - left)?;
     category_names(area, &context, chart, width)?;
     Ok(hover(&context, chart, ranges))
 }
@@ -159,9 +161,14 @@ fn mesh(context: &mut Context, chart: &Chart) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Points as places on both axes; those that have none are left out.
-fn places(chart: &Chart, points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    points.iter().filter_map(|(x, y)| Some((chart.x.place(*x)?, chart.y.place(*y)?))).collect()
+/// The radius of points in CSS pixels: few are to be found, many are not to hide each other.
+fn radius(chart: &Chart) -> f64 {
+    let points = |series: &super::Series| if let Shape::Points(points) = &series.shape { points.len() } else { 0 };
+    match chart.series.iter().map(points).sum() {
+        ..=40 => 4.0,
+        41..=800 => 2.5,
+        _ => 1.5,
+    }
 }
 
 fn shape(
@@ -174,11 +181,12 @@ fn shape(
     let dotted = line(colour, 1.5);
     match shape {
         Shape::Line(points) => {
-            context.draw_series(LineSeries::new(places(chart, points), line(colour, 1.75)))?;
+            context.draw_series(LineSeries::new(chart.course(points, y_low), line(colour, 1.75)))?;
         }
         Shape::Points(points) => {
-            let dot = |place| Circle::new(place, units(2.5), colour.mix(0.75).filled());
-            context.draw_series(places(chart, points).into_iter().map(dot))?;
+            let radius = units(radius(chart));
+            let dot = |place| Circle::new(place, radius, colour.mix(0.75).filled());
+            context.draw_series(chart.places(points).into_iter().map(dot))?;
         }
         Shape::Steps(edges, heights) => steps(context, chart, edges, heights, colour, y_low)?,
         Shape::Bars(_) => {}

@@ -165,14 +165,18 @@
     }
     return [heading, ...grid.rows.map((row, i) => `${row || y.label}: ${grid.values[i][column] ?? '–'}`)].join('\n');
   };
-  const curvesOf = (svg) => [...svg.querySelectorAll('polyline[stroke-width="6"],polyline[stroke-width="7"]')]
+  const curvesOf = (svg) => [...svg.querySelectorAll('polyline:is([stroke-width="6"],[stroke-width="7"]):not([stroke="#1F2328"])')]
     .map((line) => line.getAttribute('points').trim().split(' ').map((pair) => pair.split(',').map((unit) => unit / 4)))
-    .filter((points) => points.length > 2);
+    .filter((points) => points.length > 1);
   const ofCurves = ({ frame: [left, top, right, bottom], x, y, series }, [px, py], svg) => {
     if (px < left - 2 || px > right + 2 || py < top - 2 || py > bottom + 2) return null;
     const dots = [...svg.querySelectorAll('path[stroke-linecap]')]
       .flatMap((path) => [...path.getAttribute('d').matchAll(/M(\d+) (\d+)/g)].map(([, across, down]) => [across / 4, down / 4]));
-    const say = ([at, height]) => [short(value(x, (at - left) / (right - left))), short(value(y, (bottom - height) / (bottom - top)))];
+    const onFloor = (height) => y.log && height >= bottom - 0.25; // where curves lie that are 0, which a logarithmic axis cannot show
+    const say = ([at, height]) => [
+      short(value(x, (at - left) / (right - left))),
+      onFloor(height) ? '0' : short(value(y, (bottom - height) / (bottom - top))),
+    ];
     if (dots.length) {
       const distance = ([a, b]) => (a - px) ** 2 + (b - py) ** 2;
       const near = dots.reduce((best, dot) => (distance(dot) < distance(best) ? dot : best));

@@ -155,10 +155,13 @@ impl Browser {
         self.call("Input.dispatchMouseEvent", &json!({"type": "mouseMoved", "x": x, "y": y}));
     }
 
+    /// The middle of an element, scrolled to; a smooth scroll that was under way has come to its end.
     #[track_caller]
     fn middle(&mut self, selector: &str) -> [f64; 2] {
         let script = format!(
-            "(() => {{ const e = document.querySelector({selector:?}); e.scrollIntoView({{block: 'center', behavior: 'instant'}});
+            "(async () => {{ const e = document.querySelector({selector:?}); let top;
+              do {{ e.scrollIntoView({{block: 'center', behavior: 'instant'}}); top = e.getBoundingClientRect().top;
+                await new Promise(done => setTimeout(done, 50)); }} while (e.getBoundingClientRect().top !== top);
               const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; }})()"
         );
         let place = self.eval(&script);
