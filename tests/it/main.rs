@@ -15,6 +15,8 @@ mod cli_compare;
 mod cli_errors;
 mod cli_export;
 mod cli_outputs;
+#[cfg(feature = "llama")]
+mod cli_rounding;
 mod convert;
 #[cfg(feature = "llama")]
 mod corpus;
@@ -37,6 +39,7 @@ mod quant;
 mod report;
 #[cfg(feature = "llama")]
 mod rewrite;
+mod rounding;
 mod safety;
 mod support;
 mod tiny_forward;

@@ -1,0 +1,62 @@
+//! `convert --rounding gptq` as a user runs it. Needs llama.cpp.
+
+use serde_json::Value;
+
+use crate::cli::{LITTLE, assert_same_tensors};
+use crate::support::Dir;
+
+#[test]
+fn outputs_come_closer_than_with_the_nearest_codes() {
+    let dir = Dir::new();
+    let line = format!("convert MODEL -o out.gguf {LITTLE} --rounding gptq");
+    let record = dir.tcq4(&format!("{line} --json")).record("convert");
+    let losses = record["losses"].as_array().unwrap();
+    assert_eq!(losses.len(), 28);
+    for loss in losses {
+        let of = |key: &str| loss["output"][key].as_f64().unwrap();
+        assert!(of("compensated") < 0.9 * of("nearest") && of("nearest") < 0.05, "{loss}");
+        assert_eq!((of("damp"), loss["output"]["damp_retries"].as_u64()), (0.01, Some(0)));
+    }
+    dir.tcq4("verify out.gguf --against MODEL").ok();
+    let recipe = dir.tcq4("inspect out.gguf --json").record("inspect");
+    assert!(recipe.to_string().contains("act_order"), "{recipe}");
+    let done = dir.tcq4(&format!("{line} --force")).ok();
+    assert!(done.stdout.contains("relative squared error of the outputs, mean over tensors: "), "{}", done.stdout);
+    assert!(!done.stdout.contains("without second moments"), "{}", done.stdout);
+}
+
+#[test]
+fn neither_memory_nor_threads_change_a_byte() {
+    let dir = Dir::new();
+    let line = format!("convert MODEL {LITTLE} --rounding gptq");
+    dir.tcq4(&format!("{line} -o one.gguf --threads 1")).ok();
+    dir.tcq4(&format!("{line} -o many.gguf --threads 2 --memory 1M")).ok();
+    assert_same_tensors(&dir, "one.gguf", "many.gguf");
+    dir.tcq4(&format!("{line} -o plain.gguf --no-act-order --refine 0 --damp 0.1")).ok();
+    let diff = dir.tcq4("diff one.gguf plain.gguf --json").record("diff");
+    assert!(diff["tensors"].as_array().is_some_and(|tensors| tensors.len() == 28), "the options do something: {diff}");
+}
+
+#[test]
+fn presets_are_what_they_say() {
+    let dir = Dir::new();
+    let chunks = |preset: &str| {
+        let line = format!("convert MODEL -o {preset}.gguf --ctx 32 --preset {preset} --json");
+        let record = dir.tcq4(&line).record("convert");
+        (record["text"]["chunks"].clone(), record["losses"][0]["output"].is_object())
+    };
+    assert_eq!(chunks("fast"), (Value::from(8), false));
+    assert_eq!(chunks("balanced"), (Value::from(32), false));
+    assert_eq!(chunks("best"), (Value::from(64), true));
+}
+
+#[test]
+fn what_does_not_go_together_is_refused() {
+    let dir = Dir::new();
+    dir.tcq4("convert MODEL -o out.gguf --preset best --encoder parity").fails(
+        2,
+        "error: GPTQ chooses other codes than `--encoder parity` stands for\nhint: leave out --encoder parity, or pass --rounding nearest",
+    );
+    dir.tcq4("convert MODEL -o out.gguf --damp=-1").fails_like(2, "error: invalid value '-1' for '--damp <SHARE>'");
+    assert!(dir.names().is_empty());
+}
