@@ -108,6 +108,17 @@ impl Group {
     }
 }
 
+/// Bytes of work on one second moment, for each of its elements: the mean, its transform and the matrices that are made of it, some in f64.
+const WORK: u64 = 28;
+
+/// What compensation costs: runs of the text, and bytes of memory beside those of [`super::working_memory`].
+pub fn compensation_cost(source: &Source, plan: &Conversion, memory: u64) -> (usize, u64) {
+    let batches = batches(source, plan, memory);
+    let held = batches.iter().map(|batch| batch.groups.iter().map(Group::bytes).sum::<u64>()).max().unwrap_or(0);
+    let widest = batches.iter().flat_map(|batch| &batch.groups).map(|group| group.columns).max().unwrap_or(0);
+    (batches.len(), held + WORK * widest * widest)
+}
+
 /// Cuts the TCQ4 tensors of a plan into batches of consecutive inputs whose second moments fit into `memory` together.
 pub(super) fn batches(source: &Source, plan: &Conversion, memory: u64) -> Vec<Batch> {
     let wanted = plan.tensors.iter().enumerate().filter(|(_, tensor)| tensor.is_tcq4());

@@ -20,8 +20,14 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
     let source = Source::open(&args.model)?;
     let specs = data::sources(&args.calibration.calibration)?;
     let texts = data::files(&specs);
-    let production =
-        Production { session, source: &source, output: &args.output, args: &args.production, inputs: &texts };
+    let production = Production {
+        session,
+        source: &source,
+        output: &args.output,
+        args: &args.production,
+        inputs: &texts,
+        moments: moments_memory(&args.rounding),
+    };
     let Some(plan) = production.plan()? else { return Ok(0) };
     if let Some(path) = &args.stats {
         settings::check_side_output(path, &args.output, args.production.out.force, &source, &texts)?;
@@ -69,12 +75,17 @@ fn is_gptq(args: &RoundingArgs) -> bool {
 }
 
 fn compensation<'a>(args: &ConvertArgs, moments: &'a statistics::Run<'_>) -> Option<Compensation<'a>> {
-    let RoundingArgs { damp, refine, memory, no_act_order, .. } = &args.rounding;
-    is_gptq(&args.rounding).then(|| Compensation {
+    let RoundingArgs { damp, refine, no_act_order, .. } = &args.rounding;
+    moments_memory(&args.rounding).map(|memory| Compensation {
         moments,
         rounding: Rounding { feedback: true, descents: *refine, refit: *refine > 0 },
         damp: damp.0,
         act_order: !no_act_order,
-        memory: memory.map_or(MEMORY, |size| size.0),
+        memory,
     })
+}
+
+/// Bytes that second moments may take, where they are needed.
+fn moments_memory(args: &RoundingArgs) -> Option<u64> {
+    is_gptq(args).then(|| args.memory.map_or(MEMORY, |size| size.0))
 }

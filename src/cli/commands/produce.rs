@@ -31,6 +31,8 @@ pub(super) struct Production<'a> {
     pub(super) args: &'a ProductionArgs,
     /// Files read besides the model, which no output may replace.
     pub(super) inputs: &'a [PathBuf],
+    /// What second moments may take, where codes are chosen by them.
+    pub(super) moments: Option<u64>,
 }
 
 /// What is known about the model's activations.
@@ -61,12 +63,12 @@ impl Production<'_> {
     pub(super) fn plan(&self) -> Result<Option<Conversion>> {
         let plan = Conversion::new(self.source, &settings::plan_settings(&self.args.types))?;
         if self.args.out.dry_run {
-            self.session.printer.text(&plan_text::full(self.source, &plan));
+            self.session.printer.text(&plan_text::full(self.source, &plan, self.moments));
             self.session
                 .printer
                 .record("plan", json!({ "plan": plan, "bytes": plan.bytes(), "bits_per_weight": plan.bits() }));
         } else {
-            self.session.printer.text(&plan_text::summary(self.source, &plan));
+            self.session.printer.text(&plan_text::summary(self.source, &plan, self.moments));
         }
         if self.args.types.strict {
             refuse_substitutions(self.source, &plan)?;

@@ -14,8 +14,14 @@ use crate::util::progress::Progress;
 pub(in crate::cli) fn run(session: &Session, args: &QuantizeArgs) -> Outcome {
     let source = Source::open(&args.model)?;
     let inputs: Vec<PathBuf> = args.stats.iter().chain(&args.perms).cloned().collect();
-    let production =
-        Production { session, source: &source, output: &args.output, args: &args.production, inputs: &inputs };
+    let production = Production {
+        session,
+        source: &source,
+        output: &args.output,
+        args: &args.production,
+        inputs: &inputs,
+        moments: None,
+    };
     let mut evidence = Evidence::default();
     if let Some(path) = &args.stats {
         evidence.statistics = Some(statistics::load(path, &source)?);
