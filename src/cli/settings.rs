@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::args::{MethodArgs, OutputArgs, TypeArgs};
 use super::values::{Compat, ScalesArg};
-use crate::convert::{Compensation, Conversion, PlanSettings, Target, TypeRule};
+use crate::convert::{Codes, Compensation, Conversion, PlanSettings, Target, TypeRule};
 use crate::error::{Error, Result};
 use crate::gguf::{Sharding, Source};
 use crate::math::Permutation;
@@ -95,7 +95,7 @@ pub(super) fn check_side_output(
 }
 
 /// The settings as they go into the file (`tcq4.recipe`), so that a run can be repeated.
-pub(super) fn recipe(settings: &Settings, compensation: Option<&Compensation<'_>>) -> String {
+pub(super) fn recipe(settings: &Settings, codes: &Codes<'_>) -> String {
     let scales = match settings.scales {
         Scales::None => json!("none"),
         Scales::ClosedForm => json!("closed-form"),
@@ -115,9 +115,10 @@ pub(super) fn recipe(settings: &Settings, compensation: Option<&Compensation<'_>
         Apply::Runtime => "runtime",
         Apply::Fold => "fold",
     };
-    let rounding = match compensation {
-        None => json!("nearest"),
-        Some(Compensation { rounding, damp, act_order, .. }) => json!({
+    let rounding = match codes {
+        Codes::Nearest => json!("nearest"),
+        Codes::Greedy(_) => json!("greedy"),
+        Codes::Gptq(Compensation { rounding, damp, act_order, .. }) => json!({
             "gptq": { "damp": damp, "act_order": act_order, "feedback": rounding.feedback, "refine": rounding.descents, "refit": rounding.refit }
         }),
     };

@@ -64,6 +64,8 @@ pub(crate) enum Preset {
 pub(crate) enum RoundingArg {
     /// The nearest codes
     Nearest,
+    /// The nearest, but for flips of single codes that keep the mean of each output
+    Greedy,
     /// Each column makes up for the errors of those before it (GPTQ); needs second moments, for which the text runs a second time
     Gptq,
 }

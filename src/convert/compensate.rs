@@ -1,5 +1,5 @@
-//! Tensors whose codes are chosen by their effect on the output: which go together, in which batches their second moments are measured so that
-//! memory suffices, and what they are rounded by. How codes are chosen is in `quant::rounding`.
+//! Tensors whose codes are chosen by their effect on the output: what they are chosen by, and in which batches second moments are measured so that
+//! memory suffices. The choosing is in `quant::rounding`.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,11 +10,11 @@ use serde::Serialize;
 
 use super::plan::Conversion;
 use crate::Result;
-use crate::calib::Hessian;
-use crate::gguf::Source;
+use crate::calib::{ChannelStats, Hessian, Statistics};
+use crate::gguf::{Source, TensorInfo};
 use crate::model::{Arch, Shape, groups};
 use crate::quant::Transform;
-use crate::quant::rounding::{Curvature, Damping, Rounded, Rounding, rotated};
+use crate::quant::rounding::{Curvature, Damping, Flipped, Rounded, Rounding, rotated, rotated_mean, unprotected};
 use crate::tcq::Codec;
 
 /// Measures second moments: E[x xᵀ] of what enters a weight, in the basis in which the model has it.
@@ -40,17 +40,80 @@ pub struct Compensation<'a> {
     pub memory: u64,
 }
 
-/// The output error of one tensor, relative to its output, both over the rows that the second moment saw.
+/// How codes are chosen.
+pub enum Codes<'a> {
+    /// The nearest.
+    Nearest,
+    /// The nearest, but for flips that keep the mean of each output; by the means of these statistics.
+    Greedy(&'a Statistics),
+    /// By the second moments of the inputs.
+    Gptq(Compensation<'a>),
+}
+
+/// What an output error is measured on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Measure {
+    /// The outputs' means over the calibration text.
+    Mean,
+    /// The outputs over the calibration text.
+    SecondMoment,
+}
+
+/// The squared output error of one tensor, relative to its squared output.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct OutputError {
+    /// What it is measured on.
+    pub measure: Measure,
     /// With the nearest codes.
     pub nearest: f64,
     /// With the codes that were written.
     pub compensated: f64,
-    /// What was added to the diagonal of the second moment, as a share of its mean.
-    pub damp: f64,
-    /// Factorisations that failed before.
-    pub damp_retries: u32,
+    /// How the second moment was made positive definite.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub damping: Option<Damping>,
+}
+
+/// What codes of one tensor are chosen by.
+pub(super) enum By<'a> {
+    Curvature(&'a Curvature, Rounding),
+    Means(&'a Means),
+}
+
+/// Mean inputs in the basis of a tensor's rotated weights, with the columns whose codes may be flipped, for each of its matrices.
+pub(super) struct Means {
+    matrices: Vec<(Vec<f32>, Vec<bool>)>,
+    /// Rows of a matrix.
+    rows: u64,
+}
+
+impl Means {
+    /// Those of a tensor with statistics of its inputs; `None` where no means were measured.
+    pub(super) fn new(
+        tensor: &TensorInfo,
+        stats: &ChannelStats,
+        transform: Option<&Transform>,
+        codec: Codec,
+    ) -> Option<Self> {
+        let identity = Transform::default();
+        let mean = |matrix: usize| {
+            let sums = &stats.sum[matrix * stats.columns..][..stats.columns];
+            let count = stats.counts[matrix].max(1) as f64;
+            let mean: Vec<f32> = sums.iter().map(|sum| (sum / count) as f32).collect();
+            let mean = rotated_mean(&mean, transform.unwrap_or(&identity), codec);
+            let open = unprotected(&mean);
+            (mean, open)
+        };
+        let rows = tensor.rows() / tensor.matrices();
+        (stats.complete && stats.matrices as u64 == tensor.matrices())
+            .then(|| Self { matrices: (0..stats.matrices).map(mean).collect(), rows })
+    }
+
+    /// The mean and the open columns for a row, counted over all matrices.
+    pub(super) fn of_row(&self, row: u64) -> (&[f32], &[bool]) {
+        let (mean, open) = &self.matrices[(row / self.rows) as usize];
+        (mean, open)
+    }
 }
 
 /// Tensors with one input, by their indices in the plan.
@@ -153,6 +216,7 @@ impl AddAssign for OutputSums {
         self.energy += other.energy;
         self.nearest += other.nearest;
         self.compensated += other.compensated;
+        self.measure = self.measure.or(other.measure);
         self.damping = self.damping.or(other.damping);
     }
 }
@@ -161,28 +225,32 @@ impl AddAssign for OutputSums {
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct OutputSums {
     /// With the weights in place of their errors.
-    pub(super) energy: f64,
-    pub(super) nearest: f64,
-    pub(super) compensated: f64,
-    pub(super) damping: Option<Damping>,
+    energy: f64,
+    nearest: f64,
+    compensated: f64,
+    measure: Option<Measure>,
+    damping: Option<Damping>,
 }
 
 impl OutputSums {
     /// Adds those of further rows that were rounded.
     pub(super) fn add(&mut self, rounded: &Rounded, damping: Damping) {
         let Rounded { energy, nearest, compensated, .. } = *rounded;
-        *self += Self { energy, nearest, compensated, damping: Some(damping) };
+        let measure = Some(Measure::SecondMoment);
+        *self += Self { energy, nearest, compensated, measure, damping: Some(damping) };
+    }
+
+    /// Adds those of a further row whose codes were flipped.
+    pub(super) fn add_flipped(&mut self, flipped: &Flipped) {
+        let [energy, nearest, compensated] = [flipped.output, flipped.before, flipped.after].map(|value| value * value);
+        *self += Self { energy, nearest, compensated, measure: Some(Measure::Mean), damping: None };
     }
 
     /// The errors relative to the output; `None` for a tensor that was not compensated.
     pub(super) fn relative(&self) -> Option<OutputError> {
-        let damping = self.damping?;
+        let measure = self.measure?;
         let of = |sum: f64| if self.energy > 0.0 { sum / self.energy } else { 0.0 };
-        Some(OutputError {
-            nearest: of(self.nearest),
-            compensated: of(self.compensated),
-            damp: damping.share,
-            damp_retries: damping.retries,
-        })
+        let (nearest, compensated) = (of(self.nearest), of(self.compensated));
+        Some(OutputError { measure, nearest, compensated, damping: self.damping })
     }
 }

@@ -2,14 +2,14 @@
 
 use bytemuck::{Zeroable, cast_slice};
 
-use super::compensate::OutputSums;
+use super::compensate::{By, OutputSums};
 use super::floats::to_bytes;
 use crate::error::{ConvertError, ModelError, Result};
 use crate::gguf::{GgmlType, Source, TensorInfo};
 use crate::llama;
 use crate::math::products::LANES;
 use crate::quant::Transform;
-use crate::quant::rounding::{Curvature, Rounding, round_stripes};
+use crate::quant::rounding::{flip_to_mean, round_stripes};
 use crate::tcq::{CHUNK, Codec, EncodeError, Loss, TILE_ROWS, Tile};
 
 /// What became of a run of rows.
@@ -23,6 +23,15 @@ impl Encoded {
     fn exact(bytes: Vec<u8>) -> Self {
         Self { bytes, loss: Loss::default(), output: OutputSums::default() }
     }
+}
+
+/// The squared errors of a stripe of rotated rows.
+fn tiles_error_sq(rows: &[f32], columns: usize, tiles: &[Tile]) -> f64 {
+    let error = |(i, &weight): (usize, &f32)| {
+        let (row, column) = (i / columns, i % columns);
+        f64::from(weight - tiles[column / CHUNK].value(row, column % CHUNK)).powi(2)
+    };
+    rows.iter().enumerate().map(error).sum()
 }
 
 /// A run of rows of one tensor and what becomes of them.
@@ -39,8 +48,8 @@ pub(super) struct RowRun<'a> {
 }
 
 impl RowRun<'_> {
-    /// These rows in their new type, and their errors where they are measured (TCQ4). With a curvature, TCQ4 codes are chosen by it.
-    pub(super) fn encode(&self, codec: Codec, rounding: Option<(&Curvature, Rounding)>) -> Result<Encoded> {
+    /// These rows in their new type, and their errors where they are measured (TCQ4). TCQ4 codes are the nearest, or chosen `by` more.
+    pub(super) fn encode(&self, codec: Codec, by: Option<&By<'_>>) -> Result<Encoded> {
         if self.to == self.tensor.ty && self.transform.is_none() {
             if self.to.is_float() {
                 self.check_finite(&self.values()?)?;
@@ -49,7 +58,7 @@ impl RowRun<'_> {
         }
         let mut values = self.values()?;
         if self.to == GgmlType::TCQ4_K32 {
-            return self.encode_tiles(codec, &mut values, rounding);
+            return self.encode_tiles(codec, &mut values, by);
         }
         self.check_finite(&values)?;
         Ok(Encoded::exact(self.encode_plain(&values)?))
@@ -72,12 +81,7 @@ impl RowRun<'_> {
         Ok(values)
     }
 
-    fn encode_tiles(
-        &self,
-        codec: Codec,
-        values: &mut [f32],
-        rounding: Option<(&Curvature, Rounding)>,
-    ) -> Result<Encoded> {
+    fn encode_tiles(&self, codec: Codec, values: &mut [f32], by: Option<&By<'_>>) -> Result<Encoded> {
         let columns = self.tensor.columns() as usize;
         let stripe_tiles = columns / CHUNK;
         let mut tiles = vec![Tile::zeroed(); self.rows as usize / TILE_ROWS * stripe_tiles];
@@ -89,16 +93,36 @@ impl RowRun<'_> {
                 codec.encode_rows(rows, columns, tiles).map_err(|e| self.defect(&e, (stripe * TILE_ROWS) as u64))?;
         }
         let mut output = OutputSums::default();
-        if let Some((curvature, rounding)) = rounding {
-            loss.error_sq = 0.0;
-            for (rows, tiles) in values.chunks(LANES * columns).zip(tiles.chunks_mut(LANES / TILE_ROWS * stripe_tiles))
-            {
-                let rounded = round_stripes(rows, tiles, curvature, rounding);
-                loss.error_sq += rounded.error_sq;
-                output.add(&rounded, curvature.damping());
-            }
+        if let Some(by) = by {
+            let (sums, error_sq) = self.choose(by, values, &mut tiles);
+            (output, loss.error_sq) = (sums, error_sq);
         }
         Ok(Encoded { bytes: cast_slice(&tiles).to_vec(), loss, output })
+    }
+
+    /// Chooses the codes of rotated rows anew; gives the output errors and the squared error of the weights.
+    fn choose(&self, by: &By<'_>, values: &[f32], tiles: &mut [Tile]) -> (OutputSums, f64) {
+        let columns = self.tensor.columns() as usize;
+        let (mut output, mut error_sq) = (OutputSums::default(), 0.0);
+        let together = if matches!(by, By::Curvature(..)) { LANES } else { TILE_ROWS };
+        let parts = values.chunks(together * columns).zip(tiles.chunks_mut(together / TILE_ROWS * columns / CHUNK));
+        for (part, (rows, tiles)) in parts.enumerate() {
+            match by {
+                By::Curvature(curvature, rounding) => {
+                    let rounded = round_stripes(rows, tiles, curvature, *rounding);
+                    error_sq += rounded.error_sq;
+                    output.add(&rounded, curvature.damping());
+                }
+                By::Means(means) => {
+                    let (mean, open) = means.of_row(self.first + (part * together) as u64);
+                    for row in flip_to_mean(rows, tiles, mean, open) {
+                        output.add_flipped(&row);
+                    }
+                    error_sq += tiles_error_sq(rows, columns, tiles);
+                }
+            }
+        }
+        (output, error_sq)
     }
 
     fn encode_plain(&self, values: &[f32]) -> Result<Vec<u8>> {

@@ -9,14 +9,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::compensate::{Batch, Compensation, OutputError, OutputSums, batches};
+use super::compensate::{Batch, By, Codes, Compensation, Means, OutputError, OutputSums, batches};
 use super::encode::{Encoded, RowRun};
 use super::hash::tensor_sha256;
 use super::keys::{KEY_SOURCE, hash_key};
 use super::plan::{Conversion, PlannedTensor};
 use super::units::{RowUnit, cut, in_order, run_all, run_some};
+use crate::calib::Statistics;
 use crate::error::{ConvertError, Error, Result};
-use crate::gguf::{Metadata, Plan, Sharding, Source, Writer};
+use crate::gguf::{Metadata, Plan, Sharding, Source, TensorInfo, Writer};
 use crate::quant::Transform;
 use crate::quant::rounding::Curvature;
 use crate::tcq::{Codec, Loss};
@@ -32,8 +33,8 @@ pub struct Job<'a> {
     pub transforms: &'a BTreeMap<String, Transform>,
     /// The encoder of TCQ4 tensors.
     pub codec: Codec,
-    /// How codes are chosen by their effect on the output; `None` takes the nearest.
-    pub compensation: Option<Compensation<'a>>,
+    /// How codes are chosen.
+    pub codes: Codes<'a>,
     /// The metadata of the output, but for the hashes of the tensors.
     pub metadata: Metadata,
 }
@@ -174,13 +175,12 @@ fn write_units(
     let transforms: Vec<Option<Cow<'_, Transform>>> =
         job.plan.tensors.iter().map(|planned| transform_of(job, planned)).collect();
     let source_bytes = |unit: &RowUnit| unit.rows * (tensors[unit.tensor].bytes / tensors[unit.tensor].rows());
-    let write = |unit: &RowUnit, curvature: Option<&Curvature>| {
+    let write = |unit: &RowUnit, by: Option<&By<'_>>| {
         let tensor = &tensors[unit.tensor];
         let transform = transforms[unit.tensor].as_deref();
         let to = job.plan.tensors[unit.tensor].to;
         let run = RowRun { source: job.source, tensor, transform, to, first: unit.first, rows: unit.rows };
-        let rounding = curvature.zip(job.compensation.as_ref().map(|compensation| compensation.rounding));
-        let Encoded { bytes, loss, output } = run.encode(job.codec, rounding)?;
+        let Encoded { bytes, loss, output } = run.encode(job.codec, by)?;
         writer.write(unit.tensor, unit.first * (plan.tensor_bytes(unit.tensor) / tensor.rows()), &bytes)?;
         // Rows may be read in any order, so a tensor's pages go only when all of it is done.
         if left[unit.tensor].fetch_sub(unit.rows, Ordering::AcqRel) == unit.rows {
@@ -188,10 +188,25 @@ fn write_units(
         }
         Ok(Written { digest: xxh3_64(&bytes), loss, output })
     };
-    match &job.compensation {
-        Some(compensation) => write_batches(job, units, (compensation, &transforms), progress, write),
-        None => run_all(units, "quantize", progress, source_bytes, |unit| write(unit, None)),
+    match &job.codes {
+        Codes::Nearest => run_all(units, "quantize", progress, source_bytes, |unit| write(unit, None)),
+        Codes::Greedy(statistics) => {
+            let means = means(job, statistics, &transforms);
+            run_all(units, "quantize", progress, source_bytes, |unit| {
+                write(unit, means[unit.tensor].as_ref().map(By::Means).as_ref())
+            })
+        }
+        Codes::Gptq(compensation) => write_batches(job, units, (compensation, &transforms), progress, write),
     }
+}
+
+/// The mean inputs of every TCQ4 tensor, as far as they are known.
+fn means(job: &Job<'_>, statistics: &Statistics, transforms: &[Option<Cow<'_, Transform>>]) -> Vec<Option<Means>> {
+    let of = |((planned, tensor), transform): ((&PlannedTensor, &TensorInfo), &Option<Cow<'_, Transform>>)| {
+        let stats = statistics.entries.get(&planned.name).filter(|_| planned.is_tcq4())?;
+        Means::new(tensor, stats, transform.as_deref(), job.codec)
+    };
+    job.plan.tensors.iter().zip(job.source.tensors()).zip(transforms).map(of).collect()
 }
 
 /// Writes what is not compensated, then batch after batch of what is; results in the order of the units.
@@ -200,7 +215,7 @@ fn write_batches(
     units: &[RowUnit],
     (compensation, transforms): (&Compensation<'_>, &[Option<Cow<'_, Transform>>]),
     progress: &dyn Progress,
-    write: impl Fn(&RowUnit, Option<&Curvature>) -> Result<Written> + Sync,
+    write: impl Fn(&RowUnit, Option<&By<'_>>) -> Result<Written> + Sync,
 ) -> Result<Vec<Written>> {
     let tensors = job.source.tensors();
     let row_bytes = |unit: &RowUnit| unit.rows * (tensors[unit.tensor].bytes / tensors[unit.tensor].rows());
@@ -208,7 +223,8 @@ fn write_batches(
     let mut run = |of: &[usize], curvature: Option<&Curvature>| {
         let own: Vec<usize> = (0..units.len()).filter(|&at| of.contains(&units[at].tensor)).collect();
         let own_units: Vec<RowUnit> = own.iter().map(|&at| units[at]).collect();
-        let results = run_some(&own_units, progress, row_bytes, |unit| write(unit, curvature))?;
+        let by = curvature.map(|curvature| By::Curvature(curvature, compensation.rounding));
+        let results = run_some(&own_units, progress, row_bytes, |unit| write(unit, by.as_ref()))?;
         own.into_iter().zip(results).for_each(|(at, result)| written[at] = Some(result));
         Ok::<_, Error>(())
     };

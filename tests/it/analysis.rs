@@ -7,7 +7,7 @@ use tcq4::analysis::record::{Section, Step, TensorRow};
 use tcq4::analysis::{Analysis, Choice, Job, Options, analyze};
 use tcq4::calib::Statistics;
 use tcq4::convert::{
-    Conversion, Job as Conversions, PlanSettings, Provenance, Target, convert, output_metadata, verify_against,
+    Codes, Conversion, Job as Conversions, PlanSettings, Provenance, Target, convert, output_metadata, verify_against,
 };
 use tcq4::gguf::{GgmlType, Sharding, Source};
 use tcq4::quant::{Activations, Apply, Order, Orders, Scales, Settings, prepare};
@@ -232,7 +232,7 @@ fn converted(dir: &Dir, source: &Source, statistics: &Statistics, apply: Apply) 
         plan: &plan,
         transforms: &prepared.transforms,
         codec: settings.codec,
-        compensation: None,
+        codes: Codes::Nearest,
         metadata,
     };
     let path = dir.file("converted.gguf");

@@ -5,7 +5,9 @@ use std::time::Duration;
 use regex::Regex;
 use serde_json::Value;
 use tcq4::calib::store;
-use tcq4::convert::{Conversion, Job, PlanSettings, Provenance, Target, TypeRule, convert, output_metadata, read_rows};
+use tcq4::convert::{
+    Codes, Conversion, Job, PlanSettings, Provenance, Target, TypeRule, convert, output_metadata, read_rows,
+};
 use tcq4::gguf::{GgmlType, Sharding, Source};
 use tcq4::quant::{Activations, Apply, Order, Orders, Scales, Settings, prepare};
 use tcq4::tcq::{Codec, Encoder};
@@ -76,7 +78,7 @@ fn folding_leaves_the_f16_model_as_it_is() {
     let provenance = Provenance { encoder: Encoder::Default, recipe: String::new(), calibration: Vec::new() };
     let metadata = output_metadata(&source, &plan, &prepared.transforms, &provenance);
     let job =
-        Job { source: &source, plan: &plan, transforms: &prepared.transforms, codec, compensation: None, metadata };
+        Job { source: &source, plan: &plan, transforms: &prepared.transforms, codec, codes: Codes::Nearest, metadata };
     let target = Target { path: dir.file("folded.gguf"), force: false, sharding: Sharding::Single };
     convert(&job, &target, &NoProgress).unwrap();
     let differing = dir.tcq4("diff MODEL folded.gguf --json").record("diff")["tensors"].as_array().unwrap().len();

@@ -15,14 +15,15 @@ fn outputs_come_closer_than_with_the_nearest_codes() {
     for loss in losses {
         let of = |key: &str| loss["output"][key].as_f64().unwrap();
         assert!(of("compensated") < 0.9 * of("nearest") && of("nearest") < 0.05, "{loss}");
-        assert_eq!((of("damp"), loss["output"]["damp_retries"].as_u64()), (0.01, Some(0)));
+        assert_eq!(loss["output"]["damping"], serde_json::json!({ "share": 0.01, "retries": 0 }));
+        assert_eq!(loss["output"]["measure"], "second-moment");
     }
     dir.tcq4("verify out.gguf --against MODEL").ok();
     let recipe = dir.tcq4("inspect out.gguf --json").record("inspect");
     assert!(recipe.to_string().contains("act_order"), "{recipe}");
     let done = dir.tcq4(&format!("{line} --force")).ok();
     assert!(done.stdout.contains("relative squared error of the outputs, mean over tensors: "), "{}", done.stdout);
-    assert!(!done.stdout.contains("without second moments"), "{}", done.stdout);
+    assert!(!done.stdout.contains("were not seen"), "{}", done.stdout);
 }
 
 #[test]
@@ -35,6 +36,24 @@ fn neither_memory_nor_threads_change_a_byte() {
     dir.tcq4(&format!("{line} -o plain.gguf --no-act-order --refine 0 --damp 0.1")).ok();
     let diff = dir.tcq4("diff one.gguf plain.gguf --json").record("diff");
     assert!(diff["tensors"].as_array().is_some_and(|tensors| tensors.len() == 28), "the options do something: {diff}");
+}
+
+#[test]
+fn greedy_rounding_keeps_means_with_and_without_a_run() {
+    let dir = Dir::new();
+    let record = dir
+        .tcq4(&format!("convert MODEL -o a.gguf --stats stats.gguf {LITTLE} --rounding greedy --json"))
+        .record("convert");
+    for loss in record["losses"].as_array().unwrap() {
+        let of = |key: &str| loss["output"][key].as_f64().unwrap();
+        assert!(of("compensated") < 0.1 * of("nearest") && loss["output"]["measure"] == "mean", "{loss}");
+        assert!(loss["output"]["damping"].is_null());
+    }
+    dir.tcq4("quantize MODEL b.gguf --stats stats.gguf --rounding greedy").ok();
+    assert_same_tensors(&dir, "a.gguf", "b.gguf");
+    dir.tcq4("verify a.gguf --against MODEL").ok();
+    dir.tcq4("quantize MODEL c.gguf --rounding greedy").fails_like(2, "error: --rounding greedy needs statistics");
+    dir.tcq4("quantize MODEL c.gguf --rounding gptq").fails_like(2, "error: GPTQ needs the model to run");
 }
 
 #[test]
@@ -55,7 +74,7 @@ fn what_does_not_go_together_is_refused() {
     let dir = Dir::new();
     dir.tcq4("convert MODEL -o out.gguf --preset best --encoder parity").fails(
         2,
-        "error: GPTQ chooses other codes than `--encoder parity` stands for\nhint: leave out --encoder parity, or pass --rounding nearest",
+        "error: GPTQ and greedy rounding choose other codes than `--encoder parity` stands for\nhint: leave out --encoder parity, or pass --rounding nearest",
     );
     dir.tcq4("convert MODEL -o out.gguf --damp=-1").fails_like(2, "error: invalid value '-1' for '--damp <SHARE>'");
     assert!(dir.names().is_empty());

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use regex::Regex;
 use tcq4::convert::{
-    Conversion, Job, PlanSettings, Provenance, Reason, Target, TypeRule, convert, dequantize, output_metadata, verify,
+    Codes, Conversion, Job, PlanSettings, Provenance, Reason, Target, TypeRule, convert, dequantize, output_metadata,
+    verify,
 };
 use tcq4::gguf::{GgmlType, Metadata, Plan, Sharding, Source, TensorSpec, Writer};
 use tcq4::math::Permutation;
@@ -39,7 +40,7 @@ fn run(
     let provenance = Provenance { encoder: Encoder::Default, recipe: "{}".into(), calibration: Vec::new() };
     let metadata = output_metadata(source, &plan, transforms, &provenance);
     let job =
-        Job { source, plan: &plan, transforms, codec: Codec::new(Encoder::Default), compensation: None, metadata };
+        Job { source, plan: &plan, transforms, codec: Codec::new(Encoder::Default), codes: Codes::Nearest, metadata };
     let target = Target { path: output.to_path_buf(), force: false, sharding: Sharding::Single };
     convert(&job, &target, progress).map(|_| ())
 }

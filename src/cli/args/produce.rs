@@ -94,6 +94,9 @@ pub(crate) struct QuantizeArgs {
     /// Permutations of `tcq4 calibrate` or `tcq4 perms`
     #[arg(long, value_name = "FILE", conflicts_with = "order")]
     pub(crate) perms: Option<PathBuf>,
+    /// How codes are chosen; `greedy` needs --stats, and gptq is an option of `convert`
+    #[arg(long, value_enum, default_value_t = RoundingArg::Nearest)]
+    pub(crate) rounding: RoundingArg,
     #[command(flatten)]
     pub(crate) production: ProductionArgs,
 }

@@ -1,6 +1,6 @@
 //! `tcq4 convert`: the main job in one go.
 
-use super::produce::{Evidence, Production};
+use super::produce::{Choice, Evidence, Production};
 use super::statistics;
 use crate::cli::args::{ConvertArgs, RoundingArgs};
 use crate::cli::values::{Preset, RoundingArg};
@@ -42,8 +42,8 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
         statistics::save(path, &statistics, args.production.out.force, &source)?;
     }
     let statistics_file = args.stats.as_ref().map(|path| path.display().to_string());
-    let compensation = compensation(args, &run);
-    production.finish(&plan, Evidence { statistics: Some(statistics), statistics_file, orders: None, compensation })
+    let choice = choice(&args.rounding, &run);
+    production.finish(&plan, Evidence { statistics: Some(statistics), statistics_file, orders: None, choice })
 }
 
 /// Chunks of text where `-n` does not say.
@@ -58,34 +58,38 @@ fn samples(preset: Preset, has_experts: bool) -> u32 {
 
 /// Refuses options that do not go together.
 fn check(args: &ConvertArgs) -> Result<()> {
-    if is_gptq(&args.rounding) && args.production.method.encoder == Encoder::Parity {
+    if rounding(&args.rounding) != RoundingArg::Nearest && args.production.method.encoder == Encoder::Parity {
         return Err(Error::Usage {
-            message: "GPTQ chooses other codes than `--encoder parity` stands for".into(),
+            message: "GPTQ and greedy rounding choose other codes than `--encoder parity` stands for".into(),
             hint: Some("leave out --encoder parity, or pass --rounding nearest".into()),
         });
     }
     Ok(())
 }
 
-fn is_gptq(args: &RoundingArgs) -> bool {
+fn rounding(args: &RoundingArgs) -> RoundingArg {
     args.rounding.unwrap_or(match args.preset {
         Preset::Best => RoundingArg::Gptq,
         Preset::Fast | Preset::Balanced => RoundingArg::Nearest,
-    }) == RoundingArg::Gptq
+    })
 }
 
-fn compensation<'a>(args: &ConvertArgs, moments: &'a statistics::Run<'_>) -> Option<Compensation<'a>> {
-    let RoundingArgs { damp, refine, no_act_order, .. } = &args.rounding;
-    moments_memory(&args.rounding).map(|memory| Compensation {
-        moments,
-        rounding: Rounding { feedback: true, descents: *refine, refit: *refine > 0 },
-        damp: damp.0,
-        act_order: !no_act_order,
-        memory,
-    })
+/// How codes are chosen.
+fn choice<'a>(args: &RoundingArgs, moments: &'a statistics::Run<'_>) -> Choice<'a> {
+    match (rounding(args), moments_memory(args)) {
+        (RoundingArg::Greedy, _) => Choice::Greedy,
+        (RoundingArg::Gptq, Some(memory)) => Choice::Gptq(Compensation {
+            moments,
+            rounding: Rounding { feedback: true, descents: args.refine, refit: args.refine > 0 },
+            damp: args.damp.0,
+            act_order: !args.no_act_order,
+            memory,
+        }),
+        (RoundingArg::Nearest | RoundingArg::Gptq, _) => Choice::Nearest,
+    }
 }
 
 /// Bytes that second moments may take, where they are needed.
 fn moments_memory(args: &RoundingArgs) -> Option<u64> {
-    is_gptq(args).then(|| args.memory.map_or(MEMORY, |size| size.0))
+    (rounding(args) == RoundingArg::Gptq).then(|| args.memory.map_or(MEMORY, |size| size.0))
 }

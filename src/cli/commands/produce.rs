@@ -12,8 +12,8 @@ use crate::calib::Statistics;
 use crate::cli::args::ProductionArgs;
 use crate::cli::{Outcome, Session, settings};
 use crate::convert::{
-    CalibrationValue, Compensation, Conversion, Converted, Job, OutputError, Provenance, TensorLoss, convert,
-    output_metadata,
+    CalibrationValue, Codes, Compensation, Conversion, Converted, Job, Measure, OutputError, Provenance, TensorLoss,
+    convert, output_metadata,
 };
 use crate::error::{Class, ConvertError, Result};
 use crate::gguf::{Plan, Source};
@@ -35,6 +35,15 @@ pub(super) struct Production<'a> {
     pub(super) moments: Option<u64>,
 }
 
+/// How codes are chosen; what by is in the evidence.
+#[derive(Default)]
+pub(super) enum Choice<'a> {
+    #[default]
+    Nearest,
+    Greedy,
+    Gptq(Compensation<'a>),
+}
+
 /// What is known about the model's activations.
 #[derive(Default)]
 pub(super) struct Evidence<'a> {
@@ -42,8 +51,8 @@ pub(super) struct Evidence<'a> {
     /// Where the statistics lie, if in a file.
     pub(super) statistics_file: Option<String>,
     pub(super) orders: Option<BTreeMap<String, Permutation>>,
-    /// How codes are chosen by their effect on the output.
-    pub(super) compensation: Option<Compensation<'a>>,
+    /// How codes are chosen.
+    pub(super) choice: Choice<'a>,
 }
 
 #[derive(Serialize)]
@@ -95,6 +104,7 @@ impl Production<'_> {
     pub(super) fn finish(&self, plan: &Conversion, evidence: Evidence<'_>) -> Outcome {
         let started = Instant::now();
         let codec = self.session.codec(self.args.method.encoder)?;
+        let calibration = calibration_keys(&evidence);
         let statistics = evidence.statistics.as_ref();
         let settings =
             settings::method_settings(&self.args.method, plan, statistics.is_some(), evidence.orders.clone(), codec)?;
@@ -103,14 +113,15 @@ impl Production<'_> {
         for notice in &prepared.notices {
             self.session.progress.note(notice);
         }
-        let provenance = Provenance {
-            encoder: self.args.method.encoder,
-            recipe: settings::recipe(&settings, evidence.compensation.as_ref()),
-            calibration: calibration_keys(&evidence),
+        let codes = match (evidence.choice, statistics) {
+            (Choice::Gptq(compensation), _) => Codes::Gptq(compensation),
+            (Choice::Greedy, Some(statistics)) => Codes::Greedy(statistics),
+            (Choice::Nearest | Choice::Greedy, _) => Codes::Nearest,
         };
+        let provenance =
+            Provenance { encoder: self.args.method.encoder, recipe: settings::recipe(&settings, &codes), calibration };
         let metadata = output_metadata(self.source, plan, &prepared.transforms, &provenance);
-        let compensation = evidence.compensation;
-        let job = Job { source: self.source, plan, transforms: &prepared.transforms, codec, compensation, metadata };
+        let job = Job { source: self.source, plan, transforms: &prepared.transforms, codec, codes, metadata };
         let target = settings::target(self.output, &self.args.out, self.source);
         let converted = convert(&job, &target, &self.session.progress)?;
         let seconds = started.elapsed();
@@ -188,13 +199,17 @@ fn output_errors(losses: &[TensorLoss]) -> String {
     if found.is_empty() {
         return String::new();
     }
+    let what = match found[0].measure {
+        Measure::Mean => "mean outputs",
+        Measure::SecondMoment => "outputs",
+    };
     let mean = |of: fn(&OutputError) -> f64| 100.0 * found.iter().map(of).sum::<f64>() / found.len() as f64;
     let rest = match losses.len() - found.len() {
         0 => String::new(),
-        n => format!("; {n} tensors without second moments took the nearest codes"),
+        n => format!("; {n} tensors whose inputs were not seen took the nearest codes"),
     };
     let (nearest, chosen) = (mean(|e| e.nearest), mean(|e| e.compensated));
     format!(
-        "\nrelative squared error of the outputs, mean over tensors: {nearest:.3} % with the nearest codes, {chosen:.3} % with these{rest}"
+        "\nrelative squared error of the {what}, mean over tensors: {nearest:.3} % with the nearest codes, {chosen:.3} % with these{rest}"
     )
 }

@@ -3,15 +3,19 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::produce::{Evidence, Production};
+use super::produce::{Choice, Evidence, Production};
 use super::statistics;
 use crate::calib::perms;
 use crate::cli::args::QuantizeArgs;
+use crate::cli::values::RoundingArg;
 use crate::cli::{Outcome, Session};
+use crate::error::{Error, Result};
 use crate::gguf::Source;
+use crate::tcq::Encoder;
 use crate::util::progress::Progress;
 
 pub(in crate::cli) fn run(session: &Session, args: &QuantizeArgs) -> Outcome {
+    let choice = choice(args)?;
     let source = Source::open(&args.model)?;
     let inputs: Vec<PathBuf> = args.stats.iter().chain(&args.perms).cloned().collect();
     let production = Production {
@@ -22,7 +26,7 @@ pub(in crate::cli) fn run(session: &Session, args: &QuantizeArgs) -> Outcome {
         inputs: &inputs,
         moments: None,
     };
-    let mut evidence = Evidence::default();
+    let mut evidence = Evidence { choice, ..Evidence::default() };
     if let Some(path) = &args.stats {
         evidence.statistics = Some(statistics::load(path, &source)?);
         evidence.statistics_file = Some(path.display().to_string());
@@ -41,4 +45,22 @@ pub(in crate::cli) fn run(session: &Session, args: &QuantizeArgs) -> Outcome {
             .note(&format!("{unused} permutations are of tensors that do not become TCQ4, and are left out"));
     }
     production.finish(&plan, evidence)
+}
+
+/// How codes are chosen.
+fn choice(args: &QuantizeArgs) -> Result<Choice<'static>> {
+    let usage = |message: &str, hint: &str| Err(Error::Usage { message: message.into(), hint: Some(hint.into()) });
+    match args.rounding {
+        RoundingArg::Nearest => Ok(Choice::Nearest),
+        RoundingArg::Gptq => usage("GPTQ needs the model to run", "use `tcq4 convert --rounding gptq`"),
+        RoundingArg::Greedy if args.stats.is_none() => usage(
+            "--rounding greedy needs statistics of the activations",
+            "pass --stats FILE, made by `tcq4 calibrate --stats`",
+        ),
+        RoundingArg::Greedy if args.production.method.encoder == Encoder::Parity => usage(
+            "greedy rounding chooses other codes than `--encoder parity` stands for",
+            "leave out --encoder parity, or pass --rounding nearest",
+        ),
+        RoundingArg::Greedy => Ok(Choice::Greedy),
+    }
 }

@@ -11,14 +11,7 @@ use crate::tcq::Codec;
 /// # Panics
 /// If the transform is of another number of columns, or that is not a multiple of 256.
 pub fn rotated(hessian: &[f32], columns: usize, transform: &Transform, codec: Codec) -> Vec<f32> {
-    let order: Vec<u32> = match &transform.columns {
-        Some(order) => order.indices().to_vec(),
-        None => (0..columns as u32).collect(),
-    };
-    let factors: Vec<f32> = match &transform.column_scale {
-        Some(scale) => order.iter().map(|&j| 1.0 / scale[j as usize]).collect(),
-        None => vec![1.0; columns],
-    };
+    let (order, factors) = gather(columns, transform);
     let mut new = vec![0.0; columns * columns];
     new.par_chunks_exact_mut(columns).enumerate().for_each(|(i, row)| {
         let from = &hessian[order[i] as usize * columns..][..columns];
@@ -33,6 +26,30 @@ pub fn rotated(hessian: &[f32], columns: usize, transform: &Transform, codec: Co
         codec.fwht(row);
     });
     turned
+}
+
+/// The mean input in the basis of the rotated weights, for the mean of the activations as the model has them.
+///
+/// # Panics
+/// As [`rotated`].
+pub fn rotated_mean(mean: &[f32], transform: &Transform, codec: Codec) -> Vec<f32> {
+    let (order, factors) = gather(mean.len(), transform);
+    let mut new: Vec<f32> = order.iter().zip(factors).map(|(&j, factor)| mean[j as usize] * factor).collect();
+    codec.fwht(&mut new);
+    new
+}
+
+/// Where each of the weights' columns comes from, and by what its activation is multiplied.
+fn gather(columns: usize, transform: &Transform) -> (Vec<u32>, Vec<f32>) {
+    let order: Vec<u32> = match &transform.columns {
+        Some(order) => order.indices().to_vec(),
+        None => (0..columns as u32).collect(),
+    };
+    let factors = match &transform.column_scale {
+        Some(scale) => order.iter().map(|&j| 1.0 / scale[j as usize]).collect(),
+        None => vec![1.0; columns],
+    };
+    (order, factors)
 }
 
 #[cfg(test)]
@@ -70,5 +87,9 @@ mod tests {
         let expected = moment(&entering);
         let largest = expected.iter().fold(0.0f32, |max, v| max.max(v.abs()));
         assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5 * largest));
+        let mean =
+            |rows: &[Vec<f32>]| -> Vec<f32> { (0..COLUMNS).map(|j| rows.iter().map(|row| row[j]).sum()).collect() };
+        let found = rotated_mean(&mean(&rows), &transform, Codec::new(Encoder::Default));
+        assert!(found.iter().zip(mean(&entering)).all(|(a, b)| (a - b).abs() < 1e-4));
     }
 }

@@ -1,6 +1,7 @@
 //! The second moment of a layer's input, damped and factored for error feedback.
 
 use rayon::prelude::*;
+use serde::Serialize;
 
 use crate::math::cholesky::cholesky;
 use crate::math::products::TOGETHER;
@@ -9,7 +10,7 @@ use crate::math::products::TOGETHER;
 const MOST_DAMPING: f64 = 1.0;
 
 /// How a matrix was made positive definite.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Damping {
     /// What was added to the diagonal, as a share of its mean.
     pub share: f64,
