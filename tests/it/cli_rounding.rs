@@ -1,6 +1,7 @@
 //! `convert --rounding gptq` as a user runs it. Needs llama.cpp.
 
 use serde_json::Value;
+use tcq4::gguf::Source;
 
 use crate::cli::{LITTLE, assert_same_tensors};
 use crate::support::Dir;
@@ -19,8 +20,10 @@ fn outputs_come_closer_than_with_the_nearest_codes() {
         assert_eq!(loss["output"]["measure"], "second-moment");
     }
     dir.tcq4("verify out.gguf --against MODEL").ok();
-    let recipe = dir.tcq4("inspect out.gguf --json").record("inspect");
-    assert!(recipe.to_string().contains("act_order"), "{recipe}");
+    let source = Source::open(&dir.file("out.gguf")).unwrap();
+    let recipe: Value = serde_json::from_str(&source.metadata().get_str("tcq4.recipe").unwrap()).unwrap();
+    let gptq = serde_json::json!({ "damp": 0.01, "act_order": true, "feedback": true, "refine": 2, "refit": true });
+    assert_eq!(recipe["rounding"]["gptq"], gptq);
     let done = dir.tcq4(&format!("{line} --force")).ok();
     assert!(done.stdout.contains("relative squared error of the outputs, mean over tensors: "), "{}", done.stdout);
     assert!(!done.stdout.contains("were not seen"), "{}", done.stdout);
