@@ -2,6 +2,7 @@
 """The measurements of quality_table.sh: every row is a model and an activation path, every text a group of columns."""
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ TCQ4, LLAMA, MODEL = os.environ["TCQ4"], Path(os.environ["LLAMA_BIN"]), os.envir
 TEXT = Path(os.environ["TEXT_DIR"])
 CHUNKS = os.environ.get("CHUNKS", "20")
 RECORDS = os.environ.get("RECORDS")
+ONLY = re.compile(os.environ.get("ONLY", ""))
 TRAIN = str(TEXT / "wikitext2-train-head.raw")
 TEXTS = {
     "WikiText-2": ["-f", str(TEXT / "wikitext2-test.raw")],
@@ -22,6 +24,7 @@ CONVERSIONS = {
     "TCQ4, parity": ["quantize", "--encoder", "parity"],
     "TCQ4, default": ["quantize"],
     "TCQ4, calibrated": ["convert", "-c", TRAIN],
+    "TCQ4, best": ["convert", "--preset", "best", "-c", TRAIN],
 }
 PATHS = {"weights only": [], "INT8": ["--simulate", "a8"], "INT4, 32": ["--simulate", "a4-g32"], "INT4, 256": ["--simulate", "a4-g256"]}
 
@@ -65,17 +68,20 @@ def main():
         out, imatrix = Path(work) / "model.gguf", Path(work) / "imatrix.gguf"
 
         def row(name, path, activations, simulate):
-            print("| " + " | ".join([name, activations, f"{bits(path):.2f}", *cells(work, path, simulate, f"{name} {activations}")]) + " |", flush=True)
+            if ONLY.search(name):
+                print("| " + " | ".join([name, activations, f"{bits(path):.2f}", *cells(work, path, simulate, f"{name} {activations}")]) + " |", flush=True)
 
         for text, source in TEXTS.items():
             run([TCQ4, "eval", MODEL, *source, "--chunks", CHUNKS, "--logits-out", base(work, text)])
         row("F16", MODEL, "as they are", [])
-        run([LLAMA / "llama-imatrix", "-m", MODEL, "-f", TRAIN, "-o", imatrix, "-c", "512", "--chunks", "32"])
-        for kind in TYPES:
+        if any(map(ONLY.search, TYPES)):
+            run([LLAMA / "llama-imatrix", "-m", MODEL, "-f", TRAIN, "-o", imatrix, "-c", "512", "--chunks", "32"])
+        for kind in filter(ONLY.search, TYPES):
             options = ["--imatrix", imatrix] if "imatrix" in kind else []
             run([LLAMA / "llama-quantize", *options, MODEL, out, kind.split()[0]])
             row(kind, out, "INT8 (llama.cpp)", [])
-        for name, (command, *options) in CONVERSIONS.items():
+        for name in filter(ONLY.search, CONVERSIONS):
+            command, *options = CONVERSIONS[name]
             target = ["-o", out] if command == "convert" else [out]
             run([TCQ4, "--quiet", command, MODEL, *target, "--force", *options])
             for activations, simulate in PATHS.items():

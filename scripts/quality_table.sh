@@ -2,7 +2,7 @@
 # Makes the README's table of quality over several texts: an F16 model, llama.cpp's types and TCQ4 with the activations of different run times,
 # all measured by `tcq4 eval` against the F16 model. Prints Markdown; a JSON record of each row goes to RECORDS, if that is set.
 # Usage: TEXT_DIR=FOLDER scripts/quality_table.sh ; the folder holds wikitext2-test.raw, wikitext2-train-head.raw, c4-validation-head.txt and ag-news-test-head.csv.
-# Environment besides: MODEL, CHUNKS (default 20), TCQ4 and LLAMA_BIN (the program, the folder of llama.cpp's; built if not given). Needs 1.5 GB in TMPDIR.
+# Environment besides: MODEL, CHUNKS (default 20), ONLY (rows whose name matches this regular expression), TCQ4 and LLAMA_BIN (the program, the folder of llama.cpp's; built if not given). Needs 1.5 GB in TMPDIR.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh
