@@ -1,0 +1,76 @@
+//! What choosing the codes of one matrix by GPTQ costs, step by step: medians of three runs on all threads.
+//!
+//! `[TCQ4_BENCH_SIZE=4096] cargo bench --bench rounding`: a square matrix, and 2048 rows of inputs.
+
+#![expect(clippy::print_stdout, reason = "a benchmark prints its results")]
+
+use std::time::Instant;
+
+use bytemuck::Zeroable;
+use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
+use rayon::prelude::*;
+use tcq4::calib::Hessian;
+use tcq4::quant::Transform;
+use tcq4::quant::rounding::{Curvature, Rounding, rotated, round_stripes};
+use tcq4::tcq::{Codec, Encoder, Tile};
+
+const ROWS_OF_INPUT: usize = 2048;
+const RUNS: usize = 3;
+/// Rows of weights that are rounded together.
+const TOGETHER: usize = 32;
+
+/// Seconds of the steps of a run.
+type Seconds = [f64; 5];
+const STEPS: [&str; 5] = ["second moment", "transform", "factor", "encode", "round"];
+
+fn main() {
+    let size = std::env::var("TCQ4_BENCH_SIZE").ok().and_then(|n| n.parse().ok()).unwrap_or(4096);
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    let mut noise = |len: usize| -> Vec<f32> { (0..len).map(|_| random.random_range(-1.0f32..1.0)).collect() };
+    let (inputs, weights) = (noise(ROWS_OF_INPUT * size), noise(size * size));
+    let runs: Vec<Seconds> = (0..RUNS).map(|_| run(size, &inputs, &weights)).collect();
+    println!("{size} x {size}, {ROWS_OF_INPUT} rows of input, {} threads", rayon::current_num_threads());
+    for (step, name) in STEPS.iter().enumerate() {
+        println!("{name:<14} {:7.3} s", median(runs.iter().map(|run| run[step])));
+    }
+    println!("{:<14} {:7.3} s", "all of it", median(runs.iter().map(|run| run.iter().sum())));
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn run(size: usize, inputs: &[f32], weights: &[f32]) -> Seconds {
+    let codec = Codec::new(Encoder::Default);
+    let mut seconds = [0.0; STEPS.len()];
+    let mut last = Instant::now();
+    let mut lap = |step: usize| {
+        seconds[step] = last.elapsed().as_secs_f64();
+        last = Instant::now();
+    };
+    let mut hessian = Hessian::new(size);
+    hessian.add(inputs, &(0..ROWS_OF_INPUT).map(|t| t * size).collect::<Vec<_>>());
+    lap(0);
+    let hessian = rotated(&hessian.mean(), size, &Transform::default(), codec);
+    lap(1);
+    let curvature = Curvature::new(&hessian, size, 0.01, true);
+    lap(2);
+    let mut weights = weights.to_vec();
+    let mut tiles = vec![Tile::zeroed(); size / 8 * size / 256];
+    weights.par_chunks_mut(8 * size).zip(tiles.par_chunks_mut(size / 256)).for_each(|(rows, tiles)| {
+        codec.encode_rows(rows, size, tiles).map_or_else(|error| println!("{error:?}"), drop);
+    });
+    lap(3);
+    let rounding = Rounding { feedback: true, descents: 2, refit: true };
+    if let Some(curvature) = curvature {
+        weights.par_chunks(TOGETHER * size).zip(tiles.par_chunks_mut(TOGETHER / 8 * size / 256)).for_each(
+            |(rows, tiles)| {
+                round_stripes(rows, tiles, &curvature, rounding);
+            },
+        );
+    }
+    lap(4);
+    seconds
+}
