@@ -13,8 +13,10 @@ use crate::Result;
 use crate::calib::{ChannelStats, Hessian, Statistics};
 use crate::gguf::{Source, TensorInfo};
 use crate::model::{Arch, Shape, groups};
-use crate::quant::Transform;
-use crate::quant::rounding::{Curvature, Damping, Flipped, Rounded, Rounding, rotated, rotated_mean, unprotected};
+use crate::quant::rounding::{
+    ActivationNoise, Curvature, Damping, Flipped, Rounded, Rounding, rotated, rotated_mean, unprotected,
+};
+use crate::quant::{Activations, Transform};
 use crate::tcq::Codec;
 
 /// Measures second moments: E[x xᵀ] of what enters a weight, in the basis in which the model has it.
@@ -24,6 +26,17 @@ pub trait SecondMoments: Sync {
     /// # Errors
     /// What keeps the model from running.
     fn measure(&self, weights: &BTreeSet<String>) -> Result<BTreeMap<String, Arc<Hessian>>>;
+}
+
+/// The rounding of activations that codes are to make up for.
+#[derive(Clone, Copy)]
+pub struct Noise<'a> {
+    /// Has the sample rows that it is measured on.
+    pub statistics: &'a Statistics,
+    /// How the runtime rounds.
+    pub path: Activations,
+    /// How much of the shrinking that it asks for is done: 0 to 1.
+    pub share: f32,
 }
 
 /// How codes are chosen by their effect on the output.
@@ -36,6 +49,8 @@ pub struct Compensation<'a> {
     pub damp: f64,
     /// Whether columns with the largest second moments are rounded first.
     pub act_order: bool,
+    /// The rounding of activations, if codes are to make up for it (GPTAQ).
+    pub noise: Option<Noise<'a>>,
     /// Bytes that second moments may take at a time; a single input may take more.
     pub memory: u64,
 }
@@ -167,7 +182,25 @@ impl Group {
         let transform = transform.map_or_else(|| Cow::Owned(Transform::default()), Cow::Borrowed);
         let hessian = rotated(&mean, columns, &transform, codec);
         drop(mean);
-        Curvature::new(&hessian, columns, compensation.damp, compensation.act_order)
+        let Compensation { damp, act_order, .. } = *compensation;
+        match self.noise(plan, &transform, codec, compensation) {
+            Some((noise, share)) => Curvature::with_noise(hessian, &noise, share, damp, act_order),
+            None => Curvature::new(&hessian, columns, damp, act_order),
+        }
+    }
+
+    /// The noise of the activations on the sample rows of this input, where it is to be made up for and rows were kept.
+    fn noise(
+        &self,
+        plan: &Conversion,
+        transform: &Transform,
+        codec: Codec,
+        compensation: &Compensation<'_>,
+    ) -> Option<(ActivationNoise, f32)> {
+        let noise = compensation.noise?;
+        let entry = |&index: &usize| noise.statistics.entries.get(&plan.tensors[index].name);
+        let rows = self.tensors.iter().find_map(|index| entry(index)?.rows.as_ref())?;
+        Some((ActivationNoise::measure(rows, transform, noise.path, codec)?, noise.share))
     }
 }
 

@@ -83,6 +83,7 @@ fn choice<'a>(args: &RoundingArgs, moments: &'a statistics::Run<'_>) -> Choice<'
             rounding: Rounding { feedback: true, descents: args.refine, refit: args.refine > 0 },
             damp: args.damp.0,
             act_order: !args.no_act_order,
+            noise: None,
             memory,
         }),
         (RoundingArg::Nearest | RoundingArg::Gptq, _) => Choice::Nearest,

@@ -114,6 +114,13 @@ impl Production<'_> {
             self.session.progress.note(notice);
         }
         let codes = match (evidence.choice, statistics) {
+            (Choice::Gptq(mut compensation), Some(statistics)) => {
+                if let Some(share) = std::env::var("TCQ4_SHARE").ok().and_then(|s| s.parse().ok()) {
+                    compensation.noise =
+                        Some(crate::convert::Noise { statistics, path: self.args.method.activations, share });
+                }
+                Codes::Gptq(compensation)
+            }
             (Choice::Gptq(compensation), _) => Codes::Gptq(compensation),
             (Choice::Greedy, Some(statistics)) => Codes::Greedy(statistics),
             (Choice::Nearest | Choice::Greedy, _) => Codes::Nearest,
