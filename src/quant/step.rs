@@ -4,7 +4,7 @@
 //! anything else is done; what they cannot do without and nobody can measure is refused then. A step on a whole input group (scale, order) is
 //! taken by [`Step::prepare`], in the order of the list, with no weight changed. Steps on rows (rotate, encode, round) are taken while rows are
 //! encoded. All are pure: the same numbers give the same result, which goes into the record of the group or the tensor. What a step could
-//! not do is a [`Fallback`] there.
+//! not do is a fallback there, with the reason.
 //!
 //! A further method is a type that implements [`Step`] and its line in the list.
 
@@ -45,6 +45,12 @@ impl Needs {
     /// Whether all of `other` is in it.
     pub fn covers(self, other: Needs) -> bool {
         self.0 & other.0 == other.0
+    }
+
+    /// Those that are not in `other`.
+    #[must_use]
+    pub fn without(self, other: Needs) -> Needs {
+        Needs(self.0 & !other.0)
     }
 
     /// What each of them is called.
@@ -236,56 +242,64 @@ impl Step for RoundingRule {
     }
 }
 
-/// What was taken instead of what the recipe asks for.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Fallback {
-    /// What was taken.
-    pub to: &'static str,
-    /// Why.
-    pub because: String,
-}
-
 /// What one step did to one tensor.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StepRecord {
     /// The kind of step.
     pub step: Kind,
-    /// What was done, in the word of the option.
-    pub choice: &'static str,
+    /// What the recipe asks for, in the word of the option.
+    pub asked: &'static str,
+    /// What was done, in the same words.
+    pub done: &'static str,
     /// The exponent of AWQ.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alpha: Option<f64>,
-    /// The squared relative error without the step, where it was measured.
+    /// What errors were measured on: `weights`, `sample-rows`, `second-moment`, `mean`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub measure: Option<&'static str>,
+    /// The squared relative error without the step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub before: Option<f64>,
     /// The squared relative error with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<f64>,
-    /// What it was measured on.
+    /// Why the step could not be taken as asked.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub measure: Option<&'static str>,
-    /// What was taken instead, if anything was.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub fallback: Option<Fallback>,
+    pub fallback: Option<String>,
 }
 
 impl StepRecord {
     /// A step that did what it should.
-    pub fn done(step: Kind, choice: &'static str) -> Self {
-        Self { step, choice, alpha: None, before: None, after: None, measure: None, fallback: None }
+    pub fn of(step: &dyn Step) -> Self {
+        let choice = step.choice();
+        Self {
+            step: step.kind(),
+            asked: choice,
+            done: choice,
+            alpha: None,
+            measure: None,
+            before: None,
+            after: None,
+            fallback: None,
+        }
     }
 
-    /// With a fallback.
+    /// With a fallback: what was done instead, and why.
     #[must_use]
-    pub fn instead(mut self, to: &'static str, because: impl Into<String>) -> Self {
-        self.fallback = Some(Fallback { to, because: because.into() });
+    pub fn instead(mut self, done: &'static str, because: impl Into<String>) -> Self {
+        (self.done, self.fallback) = (done, Some(because.into()));
         self
     }
 
-    /// With errors: without the step, with it, and on what they were measured.
+    /// With errors: on what they were measured, without the step, and with it.
     #[must_use]
-    pub fn measured(mut self, before: Option<f64>, after: f64, measure: &'static str) -> Self {
-        (self.before, self.after, self.measure) = (before, Some(after), Some(measure));
+    pub fn measured(mut self, measure: &'static str, before: Option<f64>, after: f64) -> Self {
+        (self.measure, self.before, self.after) = (Some(measure), before, Some(after));
         self
+    }
+
+    /// Whether something else was done than asked for.
+    pub fn fell_back(&self) -> bool {
+        self.fallback.is_some() && self.done != self.asked
     }
 }

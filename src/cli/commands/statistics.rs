@@ -22,11 +22,6 @@ const DEFAULT_TEXT: &str = include_str!("../../../fixtures/text/calibration.txt"
 /// What it is called in files.
 const DEFAULT_NAME: &str = "tcq4 default calibration text";
 
-/// Chunks of a calibration for its own sake, and of models with experts, each of which sees only a part of the text.
-pub(super) const MANY_SAMPLES: u32 = 128;
-/// Chunks that `convert` uses for a dense model: four times as many changed nothing (KL divergence .065 and .066 on SmolLM2).
-pub(super) const FEW_SAMPLES: u32 = 32;
-
 /// Whether an interrupted run keeps what it has.
 pub(super) struct Keep {
     checkpoint: Option<PathBuf>,
@@ -91,6 +86,18 @@ impl<'a> Run<'a> {
             ..CalibrationOptions::default()
         };
         Ok(Self { session, fingerprint: store::fingerprint(source), corpus, model, options })
+    }
+
+    /// Keeps no sample rows.
+    pub(super) fn without_rows(mut self) -> Self {
+        self.options.rows = 0;
+        self
+    }
+
+    /// Runs at most this many chunks.
+    pub(super) fn shortened(mut self, samples: usize) -> Self {
+        self.options.samples = samples;
+        self
     }
 
     /// Measures the statistics. What comes of them is the same whether they take the way through a file or not.

@@ -3,11 +3,11 @@
 use std::fmt;
 use std::path::Path;
 
-use serde::de::{Error as _, Unexpected, Visitor};
+use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Changes;
-use crate::error::{Error, RecipeError, Result};
+use crate::error::{self, RecipeError, Result};
 use crate::util::units::parse_bytes;
 
 /// The largest file that is read as a recipe.
@@ -19,13 +19,13 @@ impl Changes {
     /// # Errors
     /// A file that cannot be read, and what [`Changes::parse`] refuses.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = std::fs::metadata(path).map_err(Error::io(path, "open"))?.len();
+        let bytes = std::fs::metadata(path).map_err(error::Error::io(path, "open"))?.len();
         if bytes > MOST_BYTES {
             return Err(RecipeError::TooLarge { path: path.to_path_buf(), bytes, most: MOST_BYTES }.into());
         }
-        let text = std::fs::read(path).map_err(Error::io(path, "read"))?;
+        let text = std::fs::read(path).map_err(error::Error::io(path, "read"))?;
         let text = String::from_utf8(text).map_err(|error| {
-            let line = 1 + error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|&&b| b == b'\n').count();
+            let line = error.as_bytes()[..error.utf8_error().valid_up_to()].split(|&byte| byte == b'\n').count();
             let problem = "the file is not UTF-8 text, as TOML is".to_owned();
             RecipeError::Invalid { path: path.to_path_buf(), line, key: None, problem }
         })?;
@@ -42,7 +42,10 @@ impl Changes {
             let start = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
             let line = text[start..].lines().next().unwrap_or_default();
             let key = line.split_once('=').map(|(key, _)| key.trim().to_owned());
-            let problem = error.message().to_owned();
+            let problem = match (error.message(), &key) {
+                ("wanted string or table", Some(key)) => words_of(key),
+                (message, _) => message.to_owned(),
+            };
             RecipeError::Invalid {
                 path: path.to_path_buf(),
                 line: 1 + text[..at].matches('\n').count(),
@@ -53,6 +56,13 @@ impl Changes {
             .into()
         })
     }
+}
+
+/// What a key takes that takes one of some words, as serde says it of a word that is none of them.
+fn words_of(key: &str) -> String {
+    let refusal = toml::from_str::<Changes>(&format!("{key} = \"\"")).err();
+    let message = refusal.map(|error| error.message().to_owned()).unwrap_or_default();
+    message.split_once(", ").map_or("expected a word in quotes", |(_, words)| words).to_owned()
 }
 
 /// Bytes of memory, written as people do: `4GiB`, `512M`.
@@ -90,7 +100,7 @@ impl Visitor<'_> for Size {
         f.write_str("a size in quotes, for instance \"4G\" or \"512MiB\"")
     }
 
-    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Memory, E> {
+    fn visit_str<E: Error>(self, text: &str) -> Result<Memory, E> {
         parse_bytes(text).map(Memory).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
     }
 }
@@ -108,7 +118,7 @@ pub(super) fn whole<'de, D: Deserializer<'de>, const LEAST: u32, const MOST: u32
             write!(f, "a whole number from {LEAST} to {MOST}")
         }
 
-        fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<u32, E> {
+        fn visit_i64<E: Error>(self, value: i64) -> Result<u32, E> {
             let whole = u32::try_from(value).ok().filter(|value| (LEAST..=MOST).contains(value));
             whole.ok_or_else(|| E::invalid_value(Unexpected::Signed(value), &self))
         }
@@ -119,8 +129,24 @@ pub(super) fn whole<'de, D: Deserializer<'de>, const LEAST: u32, const MOST: u32
 
 /// Reads a share: a finite number of 0 or more.
 pub(super) fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
-    let expected = "a number of 0 or more";
-    let value = f64::deserialize(deserializer)?;
-    let fits = value >= 0.0 && value.is_finite();
-    if fits { Ok(Some(value)) } else { Err(D::Error::invalid_value(Unexpected::Float(value), &expected)) }
+    struct Share;
+
+    impl Visitor<'_> for Share {
+        type Value = f64;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a number of 0 or more")
+        }
+
+        fn visit_f64<E: Error>(self, value: f64) -> Result<f64, E> {
+            let fits = value >= 0.0 && value.is_finite();
+            if fits { Ok(value) } else { Err(E::invalid_value(Unexpected::Float(value), &self)) }
+        }
+
+        fn visit_i64<E: Error>(self, value: i64) -> Result<f64, E> {
+            self.visit_f64(value as f64)
+        }
+    }
+
+    deserializer.deserialize_f64(Share).map(Some)
 }

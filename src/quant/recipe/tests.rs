@@ -29,7 +29,8 @@ fn every_preset_comes_back_from_its_toml() {
 
 #[test]
 fn a_file_changes_what_it_names_and_nothing_else() {
-    let changes = parse("# mine\nrounding = \"gptq\"\ndamp = 1\n\nmemory = \"512MiB\" # small\nact-order = false\n").unwrap();
+    let changes =
+        parse("# mine\nrounding = \"gptq\"\ndamp = 1\n\nmemory = \"512MiB\" # small\nact-order = false\n").unwrap();
     let expected =
         Recipe { rounding: RoundingRule::Gptq, damp: 1.0, memory: Memory(512 << 20), act_order: false, ..FAST };
     assert_eq!(FAST.with(&changes), expected);
@@ -39,13 +40,23 @@ fn a_file_changes_what_it_names_and_nothing_else() {
 
 #[test]
 fn unknown_keys_are_refused_with_those_that_there_are() {
-    refused("rounding = \"gptq\"\nalpha_grid = 5\n", 2, None, "unknown field `alpha_grid`, expected one of `preset`, `scales`");
+    refused(
+        "rounding = \"gptq\"\nalpha_grid = 5\n",
+        2,
+        None,
+        "unknown field `alpha_grid`, expected one of `preset`, `scales`",
+    );
     refused("[gptq]\ndamp = 1\n", 1, None, "unknown field `gptq`");
 }
 
 #[test]
 fn values_are_refused_with_what_is_allowed() {
-    refused("\nscales = \"smooth\"", 2, Some("scales"), "unknown variant `smooth`, expected one of `none`, `closed-form`, `awq`");
+    refused(
+        "\nscales = \"smooth\"",
+        2,
+        Some("scales"),
+        "unknown variant `smooth`, expected one of `none`, `closed-form`, `awq`",
+    );
     refused("salience = \"l3\"", 1, Some("salience"), "expected `l1` or `l2`");
     refused("alpha-grid = 0", 1, Some("alpha-grid"), "integer `0`, expected a whole number from 1 to 1000");
     refused("alpha-grid = 1001", 1, Some("alpha-grid"), "from 1 to 1000");
@@ -62,9 +73,10 @@ fn values_of_another_type_are_refused() {
     refused("alpha-grid = \"20\"", 1, Some("alpha-grid"), "string \"20\", expected a whole number from 1 to 1000");
     refused("alpha-grid = 2.5", 1, Some("alpha-grid"), "a whole number");
     refused("act-order = \"yes\"", 1, Some("act-order"), "expected a boolean");
-    refused("damp = \"much\"", 1, Some("damp"), "expected f64");
+    refused("damp = \"much\"", 1, Some("damp"), "string \"much\", expected a number of 0 or more");
     refused("memory = 4", 1, Some("memory"), "a size in quotes");
-    refused("order = 3", 1, Some("order"), "integer");
+    refused("order = 3", 1, Some("order"), "expected one of `none`, `zigzag`, `balanced`");
+    refused("salience = false", 1, Some("salience"), "expected `l1` or `l2`");
 }
 
 #[test]
@@ -76,7 +88,9 @@ fn broken_toml_is_refused_where_it_breaks() {
 
 #[test]
 fn memory_is_written_as_it_is_read() {
-    for (bytes, text) in [(4 << 30, "4GiB"), (1_000_000, "1000000B"), (512 << 20, "512MiB"), (1536, "1536B"), (2048, "2KiB")] {
+    for (bytes, text) in
+        [(4 << 30, "4GiB"), (1_000_000, "1000000B"), (512 << 20, "512MiB"), (1536, "1536B"), (2048, "2KiB")]
+    {
         assert_eq!(Memory(bytes).to_string(), text);
         assert_eq!(parse(&format!("memory = \"{text}\"")).unwrap().memory, Some(Memory(bytes)));
     }
@@ -98,5 +112,8 @@ fn needs_are_those_of_the_steps() {
 fn records_leave_out_what_no_weight_depends_on() {
     let record = BEST.to_record(true);
     assert!(record.get("memory").is_none());
-    assert_eq!((&record["rounding"], &record["order"], &record["act-order"]), (&"gptq".into(), &"given".into(), &true.into()));
+    assert_eq!(
+        (&record["rounding"], &record["order"], &record["act-order"]),
+        (&"gptq".into(), &"given".into(), &true.into())
+    );
 }
