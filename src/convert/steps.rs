@@ -119,3 +119,81 @@ fn encoding_steps(loss: &TensorLoss, recipe: &Recipe) -> [StepRecord; 3] {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::recipe::{BALANCED, BEST, OrderRule, ScaleRule};
+    use crate::quant::{Applied, Measured, ScaleOutcome};
+
+    const MEASURED: Recipe = Recipe { scales: ScaleRule::Awq, order: OrderRule::Auto, ..BALANCED };
+
+    fn group() -> GroupOutcome {
+        GroupOutcome {
+            group: "g".into(),
+            tensors: vec!["t".into()],
+            columns: 256,
+            grounds: Grounds::Statistics,
+            scale: None,
+            unscaled: None,
+            order: Order::None,
+            applied: None,
+            unordered: None,
+            orders_tried: Vec::new(),
+            error: None,
+        }
+    }
+
+    fn scale(alpha: Option<f64>, tried: &[(f64, f64)]) -> Option<ScaleOutcome> {
+        let tried = tried.iter().map(|&(candidate, error)| Measured { candidate, error }).collect();
+        Some(ScaleOutcome { alpha, min: 0.5, max: 2.0, tried })
+    }
+
+    /// Step by step: asked, done, fallback.
+    fn told(records: &[StepRecord]) -> Vec<(&str, &str, Option<&str>)> {
+        records.iter().map(|record| (record.asked, record.done, record.fallback.as_deref())).collect()
+    }
+
+    #[test]
+    fn what_was_measured_is_told() {
+        let tried = [Order::None, Order::Zigzag]
+            .map(|candidate| Measured { candidate, error: if candidate == Order::None { 0.4 } else { 0.2 } });
+        let group = GroupOutcome {
+            scale: scale(Some(0.5), &[(0.0, 0.3), (0.5, 0.1), (1.0, 0.2)]),
+            order: Order::Zigzag,
+            applied: Some(Applied::Runtime),
+            orders_tried: tried.to_vec(),
+            ..group()
+        };
+        let records = prepared_steps(&group, &MEASURED, true);
+        assert_eq!(told(&records), [("awq", "awq", None), ("auto", "zigzag", None)]);
+        assert_eq!((records[0].alpha, records[0].before, records[0].after), (Some(0.5), Some(0.3), Some(0.1)));
+        assert_eq!((records[1].alpha, records[1].before, records[1].after), (None, Some(0.4), Some(0.2)));
+        assert!(!records.iter().any(StepRecord::fell_back));
+    }
+
+    #[test]
+    fn what_could_not_be_done_is_told_with_its_reason() {
+        let fixed = GroupOutcome { unscaled: Some("a".into()), unordered: Some("b".into()), ..group() };
+        let records = prepared_steps(&fixed, &BALANCED, true);
+        assert_eq!(told(&records), [("closed-form", "none", Some("a")), ("zigzag", "none", Some("b"))]);
+        assert!(records.iter().all(StepRecord::fell_back));
+        let no_rows = GroupOutcome { scale: scale(None, &[]), order: Order::Zigzag, ..group() };
+        let records = prepared_steps(&no_rows, &MEASURED, true);
+        assert!(matches!(told(&records)[..], [("awq", "closed-form", Some(_)), ("auto", "zigzag", Some(_))]));
+        let estimated =
+            GroupOutcome { grounds: Grounds::Structure, order: Order::Zigzag, scale: scale(None, &[]), ..group() };
+        let closed = [("closed-form", "closed-form", Some(ESTIMATED)), ("zigzag", "zigzag", Some(ESTIMATED))];
+        assert_eq!(told(&prepared_steps(&estimated, &BALANCED, true)), closed);
+        assert!(prepared_steps(&estimated, &BALANCED, false).iter().all(|record| record.fallback.is_none()));
+    }
+
+    #[test]
+    fn tensors_that_codes_were_not_chosen_for_are_told() {
+        let loss = TensorLoss { name: "t".into(), error_rel: 0.01, weights: 256, output: None, steps: Vec::new() };
+        let nearest = encoding_steps(&loss, &BALANCED);
+        assert_eq!(told(&nearest)[1..], [("default", "default", None), ("nearest", "nearest", None)]);
+        assert_eq!(nearest[1].after, Some(0.01));
+        assert_eq!(told(&encoding_steps(&loss, &BEST))[2], ("gptq", "nearest", Some(NOT_SEEN)));
+    }
+}
