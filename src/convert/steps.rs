@@ -144,9 +144,9 @@ mod tests {
         }
     }
 
-    fn scale(alpha: Option<f64>, tried: &[(f64, f64)]) -> Option<ScaleOutcome> {
+    fn scale(alpha: Option<f64>, tried: &[(f64, f64)]) -> ScaleOutcome {
         let tried = tried.iter().map(|&(candidate, error)| Measured { candidate, error }).collect();
-        Some(ScaleOutcome { alpha, min: 0.5, max: 2.0, tried })
+        ScaleOutcome { alpha, min: 0.5, max: 2.0, tried }
     }
 
     /// Step by step: asked, done, fallback.
@@ -159,7 +159,7 @@ mod tests {
         let tried = [Order::None, Order::Zigzag]
             .map(|candidate| Measured { candidate, error: if candidate == Order::None { 0.4 } else { 0.2 } });
         let group = GroupOutcome {
-            scale: scale(Some(0.5), &[(0.0, 0.3), (0.5, 0.1), (1.0, 0.2)]),
+            scale: Some(scale(Some(0.5), &[(0.0, 0.3), (0.5, 0.1), (1.0, 0.2)])),
             order: Order::Zigzag,
             applied: Some(Applied::Runtime),
             orders_tried: tried.to_vec(),
@@ -178,11 +178,15 @@ mod tests {
         let records = prepared_steps(&fixed, &BALANCED, true);
         assert_eq!(told(&records), [("closed-form", "none", Some("a")), ("zigzag", "none", Some("b"))]);
         assert!(records.iter().all(StepRecord::fell_back));
-        let no_rows = GroupOutcome { scale: scale(None, &[]), order: Order::Zigzag, ..group() };
+        let no_rows = GroupOutcome { scale: Some(scale(None, &[])), order: Order::Zigzag, ..group() };
         let records = prepared_steps(&no_rows, &MEASURED, true);
         assert!(matches!(told(&records)[..], [("awq", "closed-form", Some(_)), ("auto", "zigzag", Some(_))]));
-        let estimated =
-            GroupOutcome { grounds: Grounds::Structure, order: Order::Zigzag, scale: scale(None, &[]), ..group() };
+        let estimated = GroupOutcome {
+            grounds: Grounds::Structure,
+            order: Order::Zigzag,
+            scale: Some(scale(None, &[])),
+            ..group()
+        };
         let closed = [("closed-form", "closed-form", Some(ESTIMATED)), ("zigzag", "zigzag", Some(ESTIMATED))];
         assert_eq!(told(&prepared_steps(&estimated, &BALANCED, true)), closed);
         assert!(prepared_steps(&estimated, &BALANCED, false).iter().all(|record| record.fallback.is_none()));

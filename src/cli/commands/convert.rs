@@ -1,5 +1,6 @@
 //! `tcq4 convert`: the main job in one go.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::effort::{TextPasses, Times};
@@ -8,7 +9,7 @@ use super::statistics::{self, Keep, Run};
 use crate::cli::args::ConvertArgs;
 use crate::cli::settings::{self, Setting};
 use crate::cli::{Outcome, Session, data};
-use crate::convert::{Conversion, SecondMoments, compensation_cost, time_encoding};
+use crate::convert::{Conversion, compensation_cost, time_encoding};
 use crate::corpus::SourceSpec;
 use crate::error::Result;
 use crate::gguf::Source;
@@ -79,25 +80,18 @@ impl<'a> Work<'a> {
         let encoding = time_encoding(self.source, plan, self.recipe, codec)?;
         let Some(text) = self.text() else { return Ok(Times { text_seconds: 0.0, encoding }) };
         let started = Instant::now();
-        let run = self.open()?.shortened(1);
-        let loading = started.elapsed().as_secs_f64();
-        run.statistics()?; // reads the weights from the disk for the first time, which does not count
-        let mut seconds = loading + f64::from(text.chunks) * timed(|| run.statistics().map(drop))?;
+        let run = self.open()?;
+        run.time(None)?; // reads the weights from the disk, as every later chunk need not
+        let begin = started.elapsed().as_secs_f64();
+        let chunks = f64::from(text.chunks);
+        let pass = |(begin, chunk): (f64, f64)| begin + chunks * chunk;
+        let mut seconds = begin + pass(run.time(None)?);
         if self.recipe.needs().covers(Needs::SECOND_MOMENTS) {
             let (passes, _) = compensation_cost(self.source, plan, self.recipe.memory.0);
-            let targets = settings::targets(plan);
-            // Sums of one pass over all weights; where they take several, each has the forward pass besides.
-            let plain = timed(|| run.measure(&std::collections::BTreeSet::new()).map(drop))?;
-            let summed = timed(|| run.measure(&targets).map(drop))?;
-            seconds += f64::from(text.chunks) * (summed + (passes - 1) as f64 * plain);
+            // All inputs are summed once; where that takes several passes, the model runs that much more often.
+            seconds += pass(run.time(Some(&settings::targets(plan)))?);
+            seconds += (passes.max(1) - 1) as f64 * pass(run.time(Some(&BTreeSet::new()))?);
         }
         Ok(Times { text_seconds: seconds, encoding })
     }
-}
-
-/// Seconds that `work` takes.
-fn timed(work: impl FnOnce() -> Result<()>) -> Result<f64> {
-    let started = Instant::now();
-    work()?;
-    Ok(started.elapsed().as_secs_f64())
 }
