@@ -91,7 +91,9 @@ fn what_is_no_recipe_is_refused_with_line_key_and_what_is_allowed() {
     dir.tcq4("convert MODEL -o out.gguf --recipe none.toml")
         .fails(3, "error: none.toml: cannot open: No such file or directory (os error 2)");
     dir.tcq4("convert MODEL -o out.gguf --recipe .").fails_like(3, "error: .: cannot read: Is a directory");
-    dir.tcq4("convert MODEL -o r.toml --recipe r.toml --force").fails_like(3, "error: r.toml: ");
+    dir.write("r.toml", b"");
+    dir.tcq4("convert MODEL -o r.toml --recipe r.toml --force")
+        .fails_like(3, "error: r.toml: this output is the same file as the input");
 }
 
 #[test]
@@ -154,10 +156,15 @@ fn fallbacks_are_recorded_named_and_counted() {
     let raised = |loss: &&Value| {
         loss["steps"][4]["fallback"].as_str().is_some_and(|why| why.starts_with("damping was raised to "))
     };
-    assert_eq!(losses.iter().filter(raised).count(), losses.len());
+    let count = losses.iter().filter(raised).count();
+    assert!(2 * count > losses.len(), "{count} of {}", losses.len());
     assert!(losses.iter().all(|loss| loss["steps"][4]["done"] == "gptq"));
     let text = dir.tcq4(&format!("{line} --force --strict")).ok().stdout;
-    assert!(text.contains("\nrounding gptq for 28 tensors: damping was raised to 1e-6: "), "{text}");
+    let counted = text.lines().filter_map(|line| {
+        let (count, rest) = line.strip_prefix("rounding gptq for ")?.split_once(" tensors: damping was raised to ")?;
+        rest.ends_with("the second moment had no factor").then(|| count.parse::<usize>().unwrap())
+    });
+    assert_eq!(counted.sum::<usize>(), count, "{text}");
     let plain = dir.tcq4("quantize MODEL plain.gguf --json").record("convert");
     let steps = plain["losses"].as_array().unwrap().iter().flat_map(|loss| loss["steps"].as_array().unwrap());
     assert!(steps.clone().count() == 28 * 5 && steps.clone().all(|step| step["fallback"].is_null()));
