@@ -84,6 +84,9 @@ pub struct OutputError {
     pub nearest: f64,
     /// With the codes that were written.
     pub compensated: f64,
+    /// Whether the rounding of activations was made up for; the errors are then against shrunken weights.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub noise: bool,
     /// How the second moment was made positive definite.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damping: Option<Damping>,
@@ -135,7 +138,7 @@ impl Means {
 #[derive(Debug, PartialEq)]
 pub(super) struct Group {
     pub(super) tensors: Vec<usize>,
-    columns: u64,
+    pub(super) columns: u64,
 }
 
 /// Groups whose second moments are measured in one run of the model.
@@ -215,8 +218,8 @@ pub fn compensation_cost(source: &Source, plan: &Conversion, memory: u64) -> (us
     (batches.len(), held + WORK * widest * widest)
 }
 
-/// Cuts the TCQ4 tensors of a plan into batches of consecutive inputs whose second moments fit into `memory` together.
-pub(super) fn batches(source: &Source, plan: &Conversion, memory: u64) -> Vec<Batch> {
+/// The TCQ4 tensors of a plan by their inputs, in the order of the model.
+pub(super) fn groups_of(source: &Source, plan: &Conversion) -> Vec<Group> {
     let wanted = plan.tensors.iter().enumerate().filter(|(_, tensor)| tensor.is_tcq4());
     let mut index: BTreeMap<&str, usize> = wanted.map(|(index, tensor)| (tensor.name.as_str(), index)).collect();
     let shapes = source.tensors().iter().map(|tensor| Shape { name: &tensor.name, dims: &tensor.dims });
@@ -229,9 +232,14 @@ pub(super) fn batches(source: &Source, plan: &Conversion, memory: u64) -> Vec<Ba
         .filter(|group| !group.tensors.is_empty())
         .collect();
     found.sort_by_key(|group| group.tensors[0]);
+    found
+}
+
+/// Cuts the TCQ4 tensors of a plan into batches of consecutive inputs whose second moments fit into `memory` together.
+pub(super) fn batches(source: &Source, plan: &Conversion, memory: u64) -> Vec<Batch> {
     let mut batches: Vec<Batch> = Vec::new();
     let mut used = 0;
-    for group in found {
+    for group in groups_of(source, plan) {
         used += group.bytes();
         match batches.last_mut() {
             Some(batch) if used <= memory => batch.groups.push(group),
@@ -250,6 +258,7 @@ impl AddAssign for OutputSums {
         self.nearest += other.nearest;
         self.compensated += other.compensated;
         self.measure = self.measure.or(other.measure);
+        self.noise |= other.noise;
         self.damping = self.damping.or(other.damping);
     }
 }
@@ -262,21 +271,23 @@ pub(super) struct OutputSums {
     nearest: f64,
     compensated: f64,
     measure: Option<Measure>,
+    noise: bool,
     damping: Option<Damping>,
 }
 
 impl OutputSums {
     /// Adds those of further rows that were rounded.
-    pub(super) fn add(&mut self, rounded: &Rounded, damping: Damping) {
+    pub(super) fn add(&mut self, rounded: &Rounded, curvature: &Curvature) {
         let Rounded { energy, nearest, compensated, .. } = *rounded;
         let measure = Some(Measure::SecondMoment);
-        *self += Self { energy, nearest, compensated, measure, damping: Some(damping) };
+        let (noise, damping) = (curvature.has_noise(), Some(curvature.damping()));
+        *self += Self { energy, nearest, compensated, measure, noise, damping };
     }
 
     /// Adds those of a further row whose codes were flipped.
     pub(super) fn add_flipped(&mut self, flipped: &Flipped) {
         let [energy, nearest, compensated] = [flipped.output, flipped.before, flipped.after].map(|value| value * value);
-        *self += Self { energy, nearest, compensated, measure: Some(Measure::Mean), damping: None };
+        *self += Self { energy, nearest, compensated, measure: Some(Measure::Mean), noise: false, damping: None };
     }
 
     /// The errors relative to the output; `None` for a tensor that was not compensated.
@@ -284,6 +295,6 @@ impl OutputSums {
         let measure = self.measure?;
         let of = |sum: f64| if self.energy > 0.0 { sum / self.energy } else { 0.0 };
         let (nearest, compensated) = (of(self.nearest), of(self.compensated));
-        Some(OutputError { measure, nearest, compensated, damping: self.damping })
+        Some(OutputError { measure, nearest, compensated, noise: self.noise, damping: self.damping })
     }
 }

@@ -11,6 +11,7 @@ mod export;
 mod gguf;
 mod llama;
 mod model;
+mod recipe;
 mod report;
 
 use std::io;
@@ -25,6 +26,7 @@ pub use export::ExportError;
 pub use gguf::GgufError;
 pub use llama::LlamaError;
 pub use model::ModelError;
+pub use recipe::RecipeError;
 pub use report::ReportError;
 
 /// The result of everything in this crate that can fail.
@@ -101,6 +103,9 @@ pub enum Error {
     /// Numbers about a model cannot be exported.
     #[error(transparent)]
     Export(#[from] ExportError),
+    /// A recipe cannot be followed.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
     /// llama.cpp refused something.
     #[error(transparent)]
     Llama(#[from] LlamaError),
@@ -142,6 +147,7 @@ impl Error {
             Error::Compare(error) => error.class(),
             Error::Analysis(error) => error.class(),
             Error::Export(error) => error.class(),
+            Error::Recipe(error) => error.class(),
             Error::Llama(error) => error.class(),
             Error::Report(_) => Class::Failed,
             Error::Usage { .. } => Class::Usage,
@@ -169,6 +175,7 @@ impl Error {
             Error::Compare(error) => error.hint(),
             Error::Analysis(error) => error.hint(),
             Error::Export(error) => error.hint(),
+            Error::Recipe(error) => error.hint(),
             Error::Llama(error) => error.hint(),
             Error::Report(error) => error.hint(),
             Error::Usage { hint, .. } => hint.clone(),

@@ -121,6 +121,11 @@ impl Curvature {
         Some(Self { lost: Some(lost), ..Self::new(&hessian, columns, damp, act_order)? })
     }
 
+    /// Whether noise of the inputs is made up for.
+    pub fn has_noise(&self) -> bool {
+        self.lost.is_some()
+    }
+
     /// What noise takes from each column, times the share that is made up for.
     pub(super) fn lost(&self) -> Option<&[f32]> {
         self.lost.as_deref()
