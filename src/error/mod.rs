@@ -11,6 +11,7 @@ mod export;
 mod gguf;
 mod llama;
 mod model;
+mod ops;
 mod report;
 
 use std::io;
@@ -25,6 +26,7 @@ pub use export::ExportError;
 pub use gguf::GgufError;
 pub use llama::LlamaError;
 pub use model::ModelError;
+pub use ops::OpsError;
 pub use report::ReportError;
 
 /// The result of everything in this crate that can fail.
@@ -104,6 +106,9 @@ pub enum Error {
     /// llama.cpp refused something.
     #[error(transparent)]
     Llama(#[from] LlamaError),
+    /// Operands of a calibration operation do not fit.
+    #[error(transparent)]
+    Ops(#[from] OpsError),
     /// A result cannot be shown.
     #[error(transparent)]
     Report(#[from] ReportError),
@@ -143,6 +148,7 @@ impl Error {
             Error::Analysis(error) => error.class(),
             Error::Export(error) => error.class(),
             Error::Llama(error) => error.class(),
+            Error::Ops(error) => error.class(),
             Error::Report(_) => Class::Failed,
             Error::Usage { .. } => Class::Usage,
             Error::Interrupted => Class::Interrupted,
@@ -170,6 +176,7 @@ impl Error {
             Error::Analysis(error) => error.hint(),
             Error::Export(error) => error.hint(),
             Error::Llama(error) => error.hint(),
+            Error::Ops(error) => error.hint(),
             Error::Report(error) => error.hint(),
             Error::Usage { hint, .. } => hint.clone(),
             Error::Interrupted => None,

@@ -5,6 +5,7 @@
 mod analysis;
 mod browser;
 mod calib;
+mod calibration_ops;
 #[cfg(feature = "llama")]
 mod cli;
 mod cli_analyze;
