@@ -11,7 +11,7 @@ use crate::convert::{Codes, Compensation, Conversion, PlanSettings, Target, Type
 use crate::error::{Error, Result};
 use crate::gguf::{Sharding, Source};
 use crate::math::Permutation;
-use crate::quant::{Apply, Order, Orders, Salience, Scales, Settings};
+use crate::quant::{Apply, Order, Orders, Scales, Settings};
 use crate::tcq::Codec;
 use crate::util::atomic_file::{check_target, same_file};
 
@@ -99,12 +99,7 @@ pub(super) fn recipe(settings: &Settings, codes: &Codes<'_>) -> String {
     let scales = match settings.scales {
         Scales::None => json!("none"),
         Scales::ClosedForm => json!("closed-form"),
-        Scales::Awq { salience: Salience::MeanAbs, steps } => {
-            json!({ "awq": { "salience": "l1", "alpha_grid": steps } })
-        }
-        Scales::Awq { salience: Salience::MeanSq, steps } => {
-            json!({ "awq": { "salience": "l2", "alpha_grid": steps } })
-        }
+        Scales::Awq { salience, steps } => json!({ "awq": { "salience": salience.name(), "alpha_grid": steps } }),
     };
     let order = match &settings.orders {
         Orders::Fixed(order) => order.name(),

@@ -4,18 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::activation::Activations;
 use super::permute::Order;
+use super::salience::Salience;
 use crate::math::Permutation;
 use crate::tcq::Codec;
-
-/// What AWQ takes for the importance of a channel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Salience {
-    /// E|x|.
-    #[default]
-    MeanAbs,
-    /// `E[x²]`.
-    MeanSq,
-}
 
 /// Which channel scales.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -75,7 +75,7 @@ pub(crate) struct MethodArgs {
     /// Channel scales, folded into the tensors that produce the activations
     #[arg(long, value_enum)]
     pub(crate) scales: Option<ScalesArg>,
-    /// What AWQ calls salient: E|x| or E[x²]
+    /// What AWQ calls salient
     #[arg(long, value_enum, default_value_t = SalienceArg::L2)]
     pub(crate) salience: SalienceArg,
     /// Steps of AWQ's grid over α
