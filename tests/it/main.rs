@@ -42,5 +42,6 @@ mod report;
 mod rewrite;
 mod rounding;
 mod safety;
+mod salience;
 mod support;
 mod tiny_forward;

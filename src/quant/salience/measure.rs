@@ -1,12 +1,11 @@
 //! The salience of an input group's channels, from statistics and sample rows; what is missing is replaced by the next simpler measure, and said.
 
-use super::praq::{add_inputs, magnitude, normalised};
-use super::weigh::{add_bias, in_attention, mean_abs};
-use super::{Salience, robust};
+use super::praq::{mean_abs, normalised};
+use super::weigh::in_attention;
+use super::{Salience, praq, robust};
 use crate::calib::SampleRows;
 use crate::error::Result;
 use crate::gguf::TensorInfo;
-use crate::math::dots::product;
 use crate::quant::evidence::Evidence;
 use crate::quant::study::{Ground, experts, sampled_rows};
 
@@ -131,18 +130,9 @@ impl Ground<'_> {
         let first = u64::from(matrix) * rows;
         let bias = self.bias(tensor, matrix)?;
         let parts = self.weights.blocks_of(tensor, first..first + rows, |at, values| {
-            let mut outputs = vec![0.0; values.len() / columns];
-            for x in inputs {
-                let mut z = product(values, x, columns);
-                for (i, z) in z.chunks_exact_mut((x.len() / columns).max(1)).enumerate() {
-                    let row = at - first + i as u64;
-                    add_bias(z, bias.as_deref(), row as usize);
-                    outputs[i] += magnitude(z, self.gates.after(&tensor.name, row)) / inputs.len() as f64;
-                }
-            }
-            let mut sums = vec![0.0; columns];
-            values.chunks_exact(columns).zip(outputs).for_each(|(w, output)| add_inputs(&mut sums, output, w));
-            sums
+            let start = (at - first) as usize;
+            let bias = bias.as_deref().map(|bias| &bias[start..start + values.len() / columns]);
+            praq::inputs(values, columns, inputs, bias, |row| self.gates.after(&tensor.name, (start + row) as u64))
         })?;
         let mut total = vec![0.0; columns];
         for part in parts {

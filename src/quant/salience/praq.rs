@@ -3,6 +3,7 @@
 //! f is the activation function where one follows the matrix (the gate of a feed-forward network) and the identity elsewhere; the original applies
 //! SiLU behind every matrix of a feed-forward network, up and down projections too, where there is none.
 
+use crate::math::dots::product;
 use crate::model::Function;
 
 /// The range that importances of input channels are mapped onto.
@@ -32,12 +33,54 @@ pub fn magnitude(z: &[f32], function: Option<Function>) -> f64 {
 }
 
 /// Adds the part of one output channel to the importances of the input channels: `into_j += magnitude * |w_j|`.
+fn add_inputs(into: &mut [f64], magnitude: f64, weights: &[f32]) {
+    into.iter_mut().zip(weights).for_each(|(sum, w)| *sum += magnitude * f64::from(w.abs()));
+}
+
+/// Importances of the input channels of some rows of a weight matrix: Σ_n E|f(z_n)|·|w_nj|, averaged over `inputs` (each a number of rows of the
+/// activation, all as many). `bias` holds a value for each weight row, and `after` names the function that follows a row, by its index.
 ///
 /// # Panics
-/// If the two differ in length.
-pub fn add_inputs(into: &mut [f64], magnitude: f64, weights: &[f32]) {
-    assert_eq!(into.len(), weights.len());
-    into.iter_mut().zip(weights).for_each(|(sum, w)| *sum += magnitude * f64::from(w.abs()));
+/// If `weights` or an input is not whole rows of `columns` values, or the bias is of another length.
+pub fn inputs(
+    weights: &[f32],
+    columns: usize,
+    inputs: &[Vec<f32>],
+    bias: Option<&[f32]>,
+    after: impl Fn(usize) -> Option<Function>,
+) -> Vec<f64> {
+    assert!(weights.len().is_multiple_of(columns) && bias.is_none_or(|bias| bias.len() == weights.len() / columns));
+    let mut magnitudes = vec![0.0; weights.len() / columns];
+    for x in inputs.iter().filter(|x| !x.is_empty()) {
+        assert!(x.len().is_multiple_of(columns));
+        let mut z = product(weights, x, columns);
+        for (row, z) in z.chunks_exact_mut(x.len() / columns).enumerate() {
+            add_bias(z, bias, row);
+            magnitudes[row] += magnitude(z, after(row)) / inputs.len() as f64;
+        }
+    }
+    let mut sums = vec![0.0; columns];
+    weights.chunks_exact(columns).zip(magnitudes).for_each(|(w, magnitude)| add_inputs(&mut sums, magnitude, w));
+    sums
+}
+
+/// Adds the bias of output channel `row` to its pre-activations.
+pub(super) fn add_bias(z: &mut [f32], bias: Option<&[f32]>, row: usize) {
+    if let Some(bias) = bias {
+        for z in z {
+            *z += bias[row];
+        }
+    }
+}
+
+/// E|x| of each channel over rows of `columns` values; zeros of no rows.
+pub fn mean_abs(rows: &[f32], columns: usize) -> Vec<f64> {
+    let mut sums = vec![0.0; columns];
+    for row in rows.chunks_exact(columns) {
+        row.iter().zip(&mut sums).for_each(|(x, sum)| *sum += f64::from(x.abs()));
+    }
+    let count = (rows.len() / columns.max(1)).max(1) as f64;
+    sums.into_iter().map(|sum| sum / count).collect()
 }
 
 /// Weights of output channels, relative to their mean; ones if that is not positive.
@@ -124,10 +167,14 @@ mod tests {
         close(second, 2.857_722_4 / 2.0);
         close(magnitude(&[1.0, -2.0], None), 1.5);
         close(magnitude(&[1.0, -2.0], Some(Function::Unknown)), 1.5);
-        let mut sums = [0.0; 3];
-        add_inputs(&mut sums, 0.5, &[1.0, -2.0, 0.0]);
-        add_inputs(&mut sums, 2.0, &[-0.25, 0.0, 4.0]);
-        assert_eq!(sums, [1.0, 1.0, 8.0]);
+        // Rows (1, 0) and (-2, 1) with weights (1, 0) and (.5, 4): z = (1, -2) with SiLU, and (.5, 3) + .5 without.
+        let after = |row: usize| (row == 0).then_some(Function::Silu);
+        let x = vec![vec![1.0, 0.0, -2.0, 1.0]];
+        let found = inputs(&[1.0, 0.0, 0.5, 4.0], 2, &x, Some(&[0.0, 0.5]), after);
+        let (first, second) = ((0.731_058_58 + 0.238_405_84) / 2.0, (1.0 + 3.5) / 2.0);
+        close(found[0], first + 0.5 * second);
+        close(found[1], 4.0 * second);
+        assert_eq!(mean_abs(&x[0], 2), [1.5, 0.5]);
         let found = normalised(&[1.0, 3.0, 2.0]).unwrap();
         close(found[0], 0.1);
         close(found[1], 10.0);
@@ -192,7 +239,8 @@ mod tests {
             let output = Output { mean, std, magnitude: mean.abs(), weight: 0.1 };
             let risk = output.risk(1.0, THRESHOLD);
             prop_assert!((0.0..=1.0).contains(&risk));
-            prop_assert!(Output { mean: mean + more, ..output }.risk(1.0, THRESHOLD) >= risk);
+            let livelier = Output { mean: mean + more, ..output };
+            prop_assert!(livelier.risk(1.0, THRESHOLD) >= risk);
         }
     }
 }

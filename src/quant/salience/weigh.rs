@@ -84,20 +84,20 @@ impl Ground<'_> {
         }
         let columns = tensor.columns() as usize;
         if attention {
-            let mean_abs = mean_abs(rows, columns);
+            let mean_abs = praq::mean_abs(rows, columns);
             let importance: Vec<f64> = weights.chunks_exact(columns).map(|w| praq::attention(&mean_abs, w)).collect();
             return Ok(Some(praq::relative(&importance)));
         }
         let mut z = product(weights, rows, columns);
         let bias = self.bias(tensor, matrix)?;
-        let mean_abs = rows.iter().map(|&x| f64::from(x.abs())).sum::<f64>() / rows.len() as f64;
+        let input_magnitude = rows.iter().map(|&x| f64::from(x.abs())).sum::<f64>() / rows.len() as f64;
         let per_matrix = (tensor.rows() / tensor.matrices()) as usize;
         let outputs = z.chunks_exact_mut(rows.len() / columns).zip(weights.chunks_exact(columns));
         let one = |(row, (z, w)): (usize, (&mut [f32], &[f32]))| {
-            add_bias(z, bias.as_deref(), row);
+            praq::add_bias(z, bias.as_deref(), row);
             let function = self.gates.after(&tensor.name, row as u64);
             match (salience, function) {
-                (Salience::FastPraq, Some(_)) => Output::of(z, w).importance(mean_abs, THRESHOLD),
+                (Salience::FastPraq, Some(_)) => Output::of(z, w).importance(input_magnitude, THRESHOLD),
                 (Salience::FastPraq, None) => Output::of(z, w).utility(),
                 _ => praq::magnitude(z, function),
             }
@@ -122,21 +122,35 @@ impl Ground<'_> {
     }
 }
 
-/// Adds the bias of output channel `row` to its pre-activations.
-pub(super) fn add_bias(z: &mut [f32], bias: Option<&[f32]>, row: usize) {
-    if let Some(bias) = bias {
-        for z in z {
-            *z += bias[row];
-        }
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Span;
 
-/// E|x| of each channel over rows.
-pub(super) fn mean_abs(rows: &[f32], columns: usize) -> Vec<f64> {
-    let mut sums = vec![0.0; columns];
-    for row in rows.chunks_exact(columns) {
-        row.iter().zip(&mut sums).for_each(|(x, sum)| *sum += f64::from(x.abs()));
+    #[test]
+    fn the_function_follows_the_gate_and_nothing_else() {
+        let span = |tensor: &str, axis, first, len| Span { tensor: tensor.into(), axis, first, len };
+        let nonlinear = vec![span("blk.0.ffn_gate_up_exps.weight", Axis::Rows, 0, 8), span("b", Axis::Columns, 0, 8)];
+        let linear = vec![span("blk.0.ffn_gate_up_exps.weight", Axis::Rows, 8, 8)];
+        let group = InputGroup {
+            key: "blk.0.ffn_down".into(),
+            readers: vec!["blk.0.ffn_down_exps.weight".into()],
+            columns: 8,
+            producer: Producer::Ffn { linear, nonlinear },
+            in_stream: false,
+        };
+        let of = |name: &str| Gates { function: Function::of(name), ..Gates::new(&[group.clone()], &Arch::default()) };
+        let gates = of("llama");
+        assert_eq!(gates.after("blk.0.ffn_gate_up_exps.weight", 7), Some(Function::Silu));
+        assert_eq!(gates.after("blk.0.ffn_gate_up_exps.weight", 8), None, "the linear half");
+        assert_eq!(gates.after("blk.0.ffn_down_exps.weight", 0), None);
+        assert_eq!(gates.after("b", 0), None, "a bias is no matrix");
+        assert!(of("mamba").unknown() && of("mamba").after("blk.0.ffn_gate_up_exps.weight", 0).is_none());
     }
-    let count = (rows.len() / columns.max(1)).max(1) as f64;
-    sums.into_iter().map(|sum| sum / count).collect()
+
+    #[test]
+    fn attention_goes_by_the_name() {
+        assert!(in_attention("blk.3.attn_qkv.weight") && in_attention("blk.0.attn_output.weight"));
+        assert!(!in_attention("blk.3.ffn_down.weight") && !in_attention("blk.3.something.weight"));
+    }
 }
