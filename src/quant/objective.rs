@@ -5,7 +5,7 @@
 
 use super::activation::Activations;
 use crate::math::Permutation;
-use crate::math::dots::product;
+pub(super) use crate::math::dots::product;
 use crate::tcq::{CHUNK, Codec, TILE_ROWS, Tile};
 
 /// Rows of each matrix that take part.

@@ -8,6 +8,7 @@ use super::fold::columns_order;
 use super::objective::{Emphasis, Objective, SAMPLE_ROWS, sample_of};
 use super::outcome::{Applied, Grounds, GroupOutcome, Measured, ScaleOutcome};
 use super::permute::{Channels, Order, permutation, permutation_in_spans};
+use super::salience::measure::Found;
 use super::salience::weigh::Gates;
 use super::scale::{awq, closed_form, pooled};
 use super::settings::{Apply, Orders, Scales, Settings};
@@ -26,6 +27,8 @@ const NOISE: f64 = 0.01;
 /// What was found out about a group.
 pub(super) struct Study {
     pub(super) evidence: Evidence,
+    /// What AWQ's search follows, if there is one.
+    salience: Option<Found>,
     pub(super) scale: Option<Vec<f32>>,
     /// The order of the channels that make the activation (of its columns, where the runtime applies it).
     pub(super) order: Option<Permutation>,
@@ -92,9 +95,10 @@ impl Ground<'_> {
             orders_tried: Vec::new(),
             error: None,
         };
-        let mut study = Study { evidence, scale: None, order: None, outcome };
+        let mut study = Study { evidence, salience: None, scale: None, order: None, outcome };
         let objective = if self.measures() { self.objective(group, &study.outcome.tensors)? } else { None };
-        self.choose_scale(group, objective.as_ref(), &mut study)?;
+        study.salience = self.followed_salience(group, objective.is_some(), &study)?;
+        self.choose_scale(group, objective.as_ref(), &mut study);
         self.choose_order(group, objective.as_ref(), &mut study);
         Ok(study)
     }
@@ -116,7 +120,7 @@ impl Ground<'_> {
             let Some(tensor) = self.weights.source.tensor(name) else { continue };
             let Some(rows) = statistics.entries.get(name).and_then(|entry| entry.rows.as_ref()) else { continue };
             for expert in experts(tensor, rows) {
-                let weights = self.sampled_weights(tensor, expert.unwrap_or(0))?;
+                let weights = sampled_weights(self.weights, tensor, expert.unwrap_or(0))?;
                 let known = parts.iter().position(|part| Arc::ptr_eq(part.rows, rows) && part.expert == expert);
                 let at = known.unwrap_or_else(|| {
                     parts.push(Part::new(rows, expert));
@@ -136,24 +140,14 @@ impl Ground<'_> {
         Ok(Some(objective).filter(|objective| !objective.is_empty()))
     }
 
-    /// The weight rows of one matrix that take part in the objective.
-    fn sampled_weights(&self, tensor: &TensorInfo, matrix: u32) -> Result<Vec<f32>> {
-        let (columns, rows) = (tensor.columns() as usize, (tensor.rows() / tensor.matrices()) as usize);
-        let mut values = vec![0.0; sample_of(rows).count() * columns];
-        for (row, into) in sample_of(rows).zip(values.chunks_exact_mut(columns)) {
-            (self.weights.read)(tensor, u64::from(matrix) * rows as u64 + row as u64, into)?;
-        }
-        Ok(values)
-    }
-
     /// Chooses the scale.
-    fn choose_scale(&self, group: &InputGroup, objective: Option<&Objective>, study: &mut Study) -> Result<()> {
+    fn choose_scale(&self, group: &InputGroup, objective: Option<&Objective>, study: &mut Study) {
         if self.settings.scales == Scales::None {
-            return Ok(());
+            return;
         }
         if let Some(reason) = group.producer.why_not_scaled() {
             study.outcome.unscaled = Some(reason.to_string());
-            return Ok(());
+            return;
         }
         let channels = &study.evidence.channels;
         let shared = group.shared_makers();
@@ -167,14 +161,13 @@ impl Ground<'_> {
         };
         let mut outcome =
             ScaleOutcome { salience: None, fallback: None, alpha: None, min: 1.0, max: 1.0, tried: Vec::new() };
-        let scale = match (self.settings.scales, objective) {
-            (Scales::Awq { salience, steps }, Some(objective)) => {
-                let found = self.salience(&study.evidence, &study.outcome.tensors, salience)?;
-                (outcome.salience, outcome.fallback) = (Some(found.followed), found.fallback);
+        let scale = match (self.settings.scales, objective, &study.salience) {
+            (Scales::Awq { steps, .. }, Some(objective), Some(found)) => {
+                (outcome.salience, outcome.fallback) = (Some(found.followed), found.fallback.clone());
                 let salience = pool(&found.values);
                 self.search(group, objective, channels, steps, &mut outcome, |alpha| spread(awq(&salience, alpha)))
             }
-            (scales, _) => {
+            (scales, ..) => {
                 if let Scales::Awq { salience, .. } = scales {
                     outcome.fallback =
                         Some(format!("no sample rows to search on: the closed form instead of {}", salience.name()));
@@ -186,7 +179,6 @@ impl Ground<'_> {
         (outcome.min, outcome.max) = (range(f32::min), range(f32::max));
         study.outcome.scale = Some(outcome);
         study.scale = Some(scale).filter(|scale| scale.iter().any(|&factor| factor != 1.0));
-        Ok(())
     }
 
     /// AWQ's search: the first of the exponents with the least error, in the order that each scale would get.
@@ -284,6 +276,16 @@ impl Ground<'_> {
     fn on_columns(&self, group: &InputGroup, order: &Permutation) -> Permutation {
         if self.settings.apply == Apply::Fold { columns_order(group, order) } else { order.clone() }
     }
+}
+
+/// The weight rows of one matrix that take part in the objective.
+pub(super) fn sampled_weights(weights: Weights<'_>, tensor: &TensorInfo, matrix: u32) -> Result<Vec<f32>> {
+    let (columns, rows) = (tensor.columns() as usize, (tensor.rows() / tensor.matrices()) as usize);
+    let mut values = vec![0.0; sample_of(rows).count() * columns];
+    for (row, into) in sample_of(rows).zip(values.chunks_exact_mut(columns)) {
+        (weights.read)(tensor, u64::from(matrix) * rows as u64 + row as u64, into)?;
+    }
+    Ok(values)
 }
 
 /// The first candidate whose error is the least, or within [`NOISE`] of it.

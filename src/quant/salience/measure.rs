@@ -6,8 +6,9 @@ use super::{Salience, praq, robust};
 use crate::calib::SampleRows;
 use crate::error::Result;
 use crate::gguf::TensorInfo;
+use crate::model::InputGroup;
 use crate::quant::evidence::Evidence;
-use crate::quant::study::{Ground, experts, sampled_rows};
+use crate::quant::study::{Ground, Study, experts, sampled_rows};
 
 /// The share of PRAQ in the second version of GWH-PRAQ.
 const BLEND: f64 = 0.5;
@@ -37,13 +38,23 @@ impl Found {
 }
 
 impl Ground<'_> {
-    /// The salience of a group's channels.
-    pub(in crate::quant) fn salience(
+    /// What AWQ's search would follow in a group; nothing if there is no search.
+    pub(in crate::quant) fn followed_salience(
         &self,
-        evidence: &Evidence,
-        tensors: &[String],
-        wanted: Salience,
-    ) -> Result<Found> {
+        group: &InputGroup,
+        measurable: bool,
+        study: &Study,
+    ) -> Result<Option<Found>> {
+        match self.followed() {
+            Some(wanted) if measurable && group.producer.why_not_scaled().is_none() => {
+                self.salience(&study.evidence, &study.outcome.tensors, wanted).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The salience of a group's channels.
+    fn salience(&self, evidence: &Evidence, tensors: &[String], wanted: Salience) -> Result<Found> {
         let found = match wanted {
             Salience::MeanAbs => absolute(evidence),
             Salience::MeanSq => Found::new(wanted, &evidence.channels.mean_sq),

@@ -10,10 +10,10 @@ pub(super) mod weigh;
 
 pub use praq::Output;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What AWQ takes for the importance of a channel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Salience {
     /// E|x|.
     #[default]

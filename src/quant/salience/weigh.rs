@@ -55,7 +55,7 @@ pub(super) fn in_attention(tensor: &str) -> bool {
 
 impl Ground<'_> {
     /// What AWQ's search follows, if it is asked for.
-    fn followed(&self) -> Option<Salience> {
+    pub(super) fn followed(&self) -> Option<Salience> {
         match self.settings.scales {
             Scales::Awq { salience, .. } => Some(salience),
             Scales::None | Scales::ClosedForm => None,
