@@ -10,10 +10,12 @@ pub mod objective;
 pub mod outcome;
 pub mod permute;
 pub mod prepare;
+pub mod recipe;
 pub mod rounding;
 pub mod salience;
 pub mod scale;
 pub mod settings;
+pub mod step;
 mod study;
 pub mod transform;
 
@@ -22,6 +24,12 @@ pub use evidence::ReadRows;
 pub use outcome::{Applied, Grounds, GroupOutcome, Measured, ScaleOutcome};
 pub use permute::{Channels, Order};
 pub use prepare::{Prepared, prepare};
+<<<<<<< HEAD
 pub use salience::Salience;
 pub use settings::{Apply, Orders, Scales, Settings};
+=======
+pub use recipe::{Changes, Recipe};
+pub use settings::{Apply, Orders, Salience, Scales, Settings};
+pub use step::{Needs, Step, StepRecord};
+>>>>>>> main
 pub use transform::Transform;

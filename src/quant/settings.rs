@@ -2,12 +2,33 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use super::activation::Activations;
 use super::permute::Order;
+<<<<<<< HEAD
 use super::salience::Salience;
 use crate::math::Permutation;
 use crate::tcq::Codec;
 
+=======
+use super::step::Step;
+use crate::math::Permutation;
+use crate::tcq::Codec;
+
+/// What AWQ takes for the importance of a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Salience {
+    /// E|x|.
+    #[default]
+    #[serde(rename = "l1")]
+    MeanAbs,
+    /// `E[x²]`.
+    #[serde(rename = "l2")]
+    MeanSq,
+}
+
+>>>>>>> main
 /// Which channel scales.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scales {
@@ -36,7 +57,8 @@ pub enum Orders {
 }
 
 /// How orders are applied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Apply {
     /// By the runtime.
     #[default]
@@ -60,4 +82,11 @@ pub struct Settings {
     pub activations: Activations,
     /// The codec that the objective quantises with.
     pub codec: Codec,
+}
+
+impl Settings {
+    /// The steps on input groups, in the order in which they are taken.
+    pub(super) fn steps(&self) -> [&dyn Step; 2] {
+        [&self.scales, &self.orders]
+    }
 }

@@ -11,7 +11,12 @@ use super::permute::{Channels, Order, permutation, permutation_in_spans};
 use super::salience::measure::Found;
 use super::salience::weigh::Gates;
 use super::scale::{awq, closed_form, pooled};
+<<<<<<< HEAD
 use super::settings::{Apply, Orders, Scales, Settings};
+=======
+use super::settings::{Apply, Orders, Salience, Scales, Settings};
+use super::step::Needs;
+>>>>>>> main
 use crate::calib::{SampleRows, Statistics};
 use crate::error::Result;
 use crate::gguf::TensorInfo;
@@ -95,17 +100,23 @@ impl Ground<'_> {
             orders_tried: Vec::new(),
             error: None,
         };
+<<<<<<< HEAD
         let mut study = Study { evidence, salience: None, scale: None, order: None, outcome };
         let objective = if self.measures() { self.objective(group, &study.outcome.tensors)? } else { None };
         study.salience = self.followed_salience(group, objective.is_some(), &study)?;
         self.choose_scale(group, objective.as_ref(), &mut study);
         self.choose_order(group, objective.as_ref(), &mut study);
+=======
+        let mut study = Study { evidence, scale: None, order: None, outcome };
+        let steps = self.settings.steps();
+        let measures = steps.iter().any(|step| step.needs().covers(Needs::ROWS));
+        let objective = if measures { self.objective(group, &study.outcome.tensors)? } else { None };
+        let mut bench = Bench { ground: self, group, objective: objective.as_ref(), study: &mut study };
+        for step in steps {
+            step.prepare(&mut bench);
+        }
+>>>>>>> main
         Ok(study)
-    }
-
-    /// Whether any choice is made by measurement.
-    fn measures(&self) -> bool {
-        matches!(self.settings.scales, Scales::Awq { .. }) || self.settings.orders == Orders::Auto
     }
 
     /// Makes the objective of a group from its sample rows; nothing where there are none.
@@ -141,8 +152,8 @@ impl Ground<'_> {
     }
 
     /// Chooses the scale.
-    fn choose_scale(&self, group: &InputGroup, objective: Option<&Objective>, study: &mut Study) {
-        if self.settings.scales == Scales::None {
+    fn choose_scale(&self, scales: Scales, group: &InputGroup, objective: Option<&Objective>, study: &mut Study) {
+        if scales == Scales::None {
             return;
         }
         if let Some(reason) = group.producer.why_not_scaled() {
@@ -159,6 +170,7 @@ impl Ground<'_> {
             None => values.to_vec(),
             Some(shared) => pooled(values, shared, makers_of(shared)),
         };
+<<<<<<< HEAD
         let mut outcome =
             ScaleOutcome { salience: None, fallback: None, alpha: None, min: 1.0, max: 1.0, tried: Vec::new() };
         let scale = match (self.settings.scales, objective, &study.salience) {
@@ -173,6 +185,13 @@ impl Ground<'_> {
                         Some(format!("no sample rows to search on: the closed form instead of {}", salience.name()));
                 }
                 spread(closed_form(&pool(&channels.mean_sq), &pool(&channels.weight_sq)))
+=======
+        let (scale, alpha, tried) = match (scales, objective) {
+            (Scales::Awq { salience, steps }, Some(objective)) => {
+                let measured = study.evidence.mean_abs.as_deref().filter(|_| salience == Salience::MeanAbs);
+                let salience = pool(measured.unwrap_or(&channels.mean_sq));
+                self.search(group, objective, channels, steps, |alpha| spread(awq(&salience, alpha)))
+>>>>>>> main
             }
         };
         let range = |pick: fn(f32, f32) -> f32| scale.iter().copied().fold(1.0, pick);
@@ -211,8 +230,8 @@ impl Ground<'_> {
     }
 
     /// Chooses the order, unless the residual stream chooses it for the group.
-    fn choose_order(&self, group: &InputGroup, objective: Option<&Objective>, study: &mut Study) {
-        study.outcome.unordered = self.why_fixed(group).filter(|_| self.settings.orders != Orders::Fixed(Order::None));
+    fn choose_order(&self, orders: &Orders, group: &InputGroup, objective: Option<&Objective>, study: &mut Study) {
+        study.outcome.unordered = self.why_fixed(group).filter(|_| *orders != Orders::Fixed(Order::None));
         if study.outcome.unordered.is_some() || self.waits_for_stream(group) {
             return;
         }
@@ -220,7 +239,7 @@ impl Ground<'_> {
         let channels = scale
             .as_ref()
             .map_or_else(|| study.evidence.channels.clone(), |scale| study.evidence.channels.scaled(scale));
-        let chosen = match (&self.settings.orders, objective) {
+        let chosen = match (orders, objective) {
             (Orders::Given(_), _) => return,
             (Orders::Fixed(order), _) => *order,
             (Orders::Auto, None) => Order::Zigzag,
@@ -278,6 +297,7 @@ impl Ground<'_> {
     }
 }
 
+<<<<<<< HEAD
 /// The weight rows of one matrix that take part in the objective.
 pub(super) fn sampled_weights(weights: Weights<'_>, tensor: &TensorInfo, matrix: u32) -> Result<Vec<f32>> {
     let (columns, rows) = (tensor.columns() as usize, (tensor.rows() / tensor.matrices()) as usize);
@@ -286,6 +306,26 @@ pub(super) fn sampled_weights(weights: Weights<'_>, tensor: &TensorInfo, matrix:
         (weights.read)(tensor, u64::from(matrix) * rows as u64 + row as u64, into)?;
     }
     Ok(values)
+=======
+/// One input group on which steps are taken, one after the other.
+pub struct Bench<'a> {
+    ground: &'a Ground<'a>,
+    group: &'a InputGroup,
+    objective: Option<&'a Objective>,
+    study: &'a mut Study,
+}
+
+impl Bench<'_> {
+    /// Chooses the scale, and records it.
+    pub(super) fn choose_scale(&mut self, scales: Scales) {
+        self.ground.choose_scale(scales, self.group, self.objective, self.study);
+    }
+
+    /// Chooses the order for the scale that was chosen, and records it.
+    pub(super) fn choose_order(&mut self, orders: &Orders) {
+        self.ground.choose_order(orders, self.group, self.objective, self.study);
+    }
+>>>>>>> main
 }
 
 /// The first candidate whose error is the least, or within [`NOISE`] of it.
