@@ -8,16 +8,10 @@ use super::values::Compat;
 use crate::convert::{Conversion, PlanSettings, Target, TypeRule};
 use crate::error::{Error, Result};
 use crate::gguf::{Sharding, Source};
-<<<<<<< HEAD
-use crate::math::Permutation;
-use crate::quant::{Apply, Order, Orders, Scales, Settings};
-use crate::tcq::Codec;
-=======
 use crate::model::Arch;
 use crate::quant::recipe::{Memory, Preset, RoundingRule};
 use crate::quant::{Changes, Needs, Recipe};
 use crate::tcq::Encoder;
->>>>>>> main
 use crate::util::atomic_file::{check_target, same_file};
 
 /// What becomes of the tensors.
@@ -146,44 +140,6 @@ pub(super) fn check_side_output(
     Ok(())
 }
 
-<<<<<<< HEAD
-/// The settings as they go into the file (`tcq4.recipe`), so that a run can be repeated.
-pub(super) fn recipe(settings: &Settings, codes: &Codes<'_>) -> String {
-    let scales = match settings.scales {
-        Scales::None => json!("none"),
-        Scales::ClosedForm => json!("closed-form"),
-        Scales::Awq { salience, steps } => json!({ "awq": { "salience": salience.name(), "alpha_grid": steps } }),
-    };
-    let order = match &settings.orders {
-        Orders::Fixed(order) => order.name(),
-        Orders::Auto => "auto",
-        Orders::Given(_) => "given",
-    };
-    let apply = match settings.apply {
-        Apply::Runtime => "runtime",
-        Apply::Fold => "fold",
-    };
-    let rounding = match codes {
-        Codes::Nearest => json!("nearest"),
-        Codes::Greedy(_) => json!("greedy"),
-        Codes::Gptq(Compensation { rounding, damp, act_order, .. }) => json!({
-            "gptq": { "damp": damp, "act_order": act_order, "feedback": rounding.feedback, "refine": rounding.descents, "refit": rounding.refit }
-        }),
-    };
-    json!({
-        "tcq4": env!("CARGO_PKG_VERSION"),
-        "scales": scales,
-        "order": order,
-        "perm_apply": apply,
-        "activations": settings.activations.name(),
-        "encoder": settings.codec.encoder().to_string(),
-        "rounding": rounding,
-    })
-    .to_string()
-}
-
-=======
->>>>>>> main
 /// Where the output goes and how it is divided.
 pub(super) fn target(output: &Path, out: &OutputArgs, source: &Source) -> Target {
     let sharding = match out.split_max_size {

@@ -11,11 +11,8 @@ mod export;
 mod gguf;
 mod llama;
 mod model;
-<<<<<<< HEAD
 mod ops;
-=======
 mod recipe;
->>>>>>> main
 mod report;
 
 use std::io;
@@ -30,11 +27,8 @@ pub use export::ExportError;
 pub use gguf::GgufError;
 pub use llama::LlamaError;
 pub use model::ModelError;
-<<<<<<< HEAD
 pub use ops::OpsError;
-=======
 pub use recipe::RecipeError;
->>>>>>> main
 pub use report::ReportError;
 
 /// The result of everything in this crate that can fail.

@@ -24,12 +24,8 @@ pub use evidence::ReadRows;
 pub use outcome::{Applied, Grounds, GroupOutcome, Measured, ScaleOutcome};
 pub use permute::{Channels, Order};
 pub use prepare::{Prepared, prepare};
-<<<<<<< HEAD
+pub use recipe::{Changes, Recipe};
 pub use salience::Salience;
 pub use settings::{Apply, Orders, Scales, Settings};
-=======
-pub use recipe::{Changes, Recipe};
-pub use settings::{Apply, Orders, Salience, Scales, Settings};
 pub use step::{Needs, Step, StepRecord};
->>>>>>> main
 pub use transform::Transform;

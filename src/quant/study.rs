@@ -11,12 +11,8 @@ use super::permute::{Channels, Order, permutation, permutation_in_spans};
 use super::salience::measure::Found;
 use super::salience::weigh::Gates;
 use super::scale::{awq, closed_form, pooled};
-<<<<<<< HEAD
 use super::settings::{Apply, Orders, Scales, Settings};
-=======
-use super::settings::{Apply, Orders, Salience, Scales, Settings};
 use super::step::Needs;
->>>>>>> main
 use crate::calib::{SampleRows, Statistics};
 use crate::error::Result;
 use crate::gguf::TensorInfo;
@@ -100,22 +96,15 @@ impl Ground<'_> {
             orders_tried: Vec::new(),
             error: None,
         };
-<<<<<<< HEAD
         let mut study = Study { evidence, salience: None, scale: None, order: None, outcome };
-        let objective = if self.measures() { self.objective(group, &study.outcome.tensors)? } else { None };
-        study.salience = self.followed_salience(group, objective.is_some(), &study)?;
-        self.choose_scale(group, objective.as_ref(), &mut study);
-        self.choose_order(group, objective.as_ref(), &mut study);
-=======
-        let mut study = Study { evidence, scale: None, order: None, outcome };
         let steps = self.settings.steps();
         let measures = steps.iter().any(|step| step.needs().covers(Needs::ROWS));
         let objective = if measures { self.objective(group, &study.outcome.tensors)? } else { None };
+        study.salience = self.followed_salience(group, objective.is_some(), &study)?;
         let mut bench = Bench { ground: self, group, objective: objective.as_ref(), study: &mut study };
         for step in steps {
             step.prepare(&mut bench);
         }
->>>>>>> main
         Ok(study)
     }
 
@@ -170,30 +159,20 @@ impl Ground<'_> {
             None => values.to_vec(),
             Some(shared) => pooled(values, shared, makers_of(shared)),
         };
-<<<<<<< HEAD
         let mut outcome =
             ScaleOutcome { salience: None, fallback: None, alpha: None, min: 1.0, max: 1.0, tried: Vec::new() };
-        let scale = match (self.settings.scales, objective, &study.salience) {
-            (Scales::Awq { steps, .. }, Some(objective), Some(found)) => {
+        let scale =
+            if let (Scales::Awq { steps, .. }, Some(objective), Some(found)) = (scales, objective, &study.salience) {
                 (outcome.salience, outcome.fallback) = (Some(found.followed), found.fallback.clone());
                 let salience = pool(&found.values);
                 self.search(group, objective, channels, steps, &mut outcome, |alpha| spread(awq(&salience, alpha)))
-            }
-            (scales, ..) => {
+            } else {
                 if let Scales::Awq { salience, .. } = scales {
                     outcome.fallback =
                         Some(format!("no sample rows to search on: the closed form instead of {}", salience.name()));
                 }
                 spread(closed_form(&pool(&channels.mean_sq), &pool(&channels.weight_sq)))
-=======
-        let (scale, alpha, tried) = match (scales, objective) {
-            (Scales::Awq { salience, steps }, Some(objective)) => {
-                let measured = study.evidence.mean_abs.as_deref().filter(|_| salience == Salience::MeanAbs);
-                let salience = pool(measured.unwrap_or(&channels.mean_sq));
-                self.search(group, objective, channels, steps, |alpha| spread(awq(&salience, alpha)))
->>>>>>> main
-            }
-        };
+            };
         let range = |pick: fn(f32, f32) -> f32| scale.iter().copied().fold(1.0, pick);
         (outcome.min, outcome.max) = (range(f32::min), range(f32::max));
         study.outcome.scale = Some(outcome);
@@ -297,7 +276,6 @@ impl Ground<'_> {
     }
 }
 
-<<<<<<< HEAD
 /// The weight rows of one matrix that take part in the objective.
 pub(super) fn sampled_weights(weights: Weights<'_>, tensor: &TensorInfo, matrix: u32) -> Result<Vec<f32>> {
     let (columns, rows) = (tensor.columns() as usize, (tensor.rows() / tensor.matrices()) as usize);
@@ -306,7 +284,8 @@ pub(super) fn sampled_weights(weights: Weights<'_>, tensor: &TensorInfo, matrix:
         (weights.read)(tensor, u64::from(matrix) * rows as u64 + row as u64, into)?;
     }
     Ok(values)
-=======
+}
+
 /// One input group on which steps are taken, one after the other.
 pub struct Bench<'a> {
     ground: &'a Ground<'a>,
@@ -325,7 +304,6 @@ impl Bench<'_> {
     pub(super) fn choose_order(&mut self, orders: &Orders) {
         self.ground.choose_order(orders, self.group, self.objective, self.study);
     }
->>>>>>> main
 }
 
 /// The first candidate whose error is the least, or within [`NOISE`] of it.

@@ -78,21 +78,7 @@ pub(crate) struct MethodArgs {
     /// Channel scales, folded into the tensors that produce the activations [default: closed-form; none without statistics]
     #[arg(long, value_enum)]
     pub(crate) scales: Option<ScalesArg>,
-<<<<<<< HEAD
-    /// What AWQ calls salient
-    #[arg(long, value_enum, default_value_t = SalienceArg::L2)]
-    pub(crate) salience: SalienceArg,
-    /// Steps of AWQ's grid over α
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub(crate) alpha_grid: u32,
-    /// Whether permutations are applied at run time or folded into neighbouring weights
-    #[arg(long, value_enum, default_value_t = ApplyArg::Runtime)]
-    pub(crate) perm_apply: ApplyArg,
-    /// Activation quantiser of the run time that `--order auto` and `--scales awq` assume: none, int8, int4, int4-group32, int4-fork
-    #[arg(long, value_name = "PATH", default_value_t = Activations::Int8)]
-    pub(crate) activations: Activations,
-=======
-    /// What AWQ calls salient: E|x| or E[x²] [default: l2]
+    /// What AWQ calls salient [default: l2]
     #[arg(long, value_enum)]
     pub(crate) salience: Option<SalienceArg>,
     /// Steps of AWQ's grid over α [default: 20]
@@ -104,7 +90,6 @@ pub(crate) struct MethodArgs {
     /// Activation quantiser of the run time that `--order auto` and `--scales awq` assume: none, int8, int4, int4-group32, int4-fork [default: int8]
     #[arg(long, value_name = "PATH")]
     pub(crate) activations: Option<Activations>,
->>>>>>> main
     /// Tile encoder, default or parity: `parity` writes the bytes of the llama.cpp-rrs quantiser, `default` never has a larger error
     /// [default: default]
     #[arg(long)]
