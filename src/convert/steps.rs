@@ -62,6 +62,7 @@ fn scale_record(step: &dyn Step, group: &GroupOutcome) -> StepRecord {
         }
         (Some(scale), _) => {
             record.alpha = scale.alpha;
+            record.fallback.clone_from(&scale.fallback);
             let error_of =
                 |alpha: f64| scale.tried.iter().find(|tried| tried.candidate == alpha).map(|tried| tried.error);
             match scale.alpha.and_then(error_of) {
@@ -152,7 +153,7 @@ mod tests {
 
     fn scale(alpha: Option<f64>, tried: &[(f64, f64)]) -> ScaleOutcome {
         let tried = tried.iter().map(|&(candidate, error)| Measured { candidate, error }).collect();
-        ScaleOutcome { alpha, min: 0.5, max: 2.0, tried }
+        ScaleOutcome { salience: None, fallback: None, alpha, min: 0.5, max: 2.0, tried }
     }
 
     /// Step by step: asked, done, fallback.

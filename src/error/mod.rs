@@ -11,6 +11,7 @@ mod export;
 mod gguf;
 mod llama;
 mod model;
+mod ops;
 mod recipe;
 mod report;
 
@@ -26,6 +27,7 @@ pub use export::ExportError;
 pub use gguf::GgufError;
 pub use llama::LlamaError;
 pub use model::ModelError;
+pub use ops::OpsError;
 pub use recipe::RecipeError;
 pub use report::ReportError;
 
@@ -109,6 +111,9 @@ pub enum Error {
     /// llama.cpp refused something.
     #[error(transparent)]
     Llama(#[from] LlamaError),
+    /// Operands of a calibration operation do not fit.
+    #[error(transparent)]
+    Ops(#[from] OpsError),
     /// A result cannot be shown.
     #[error(transparent)]
     Report(#[from] ReportError),
@@ -149,6 +154,7 @@ impl Error {
             Error::Export(error) => error.class(),
             Error::Recipe(error) => error.class(),
             Error::Llama(error) => error.class(),
+            Error::Ops(error) => error.class(),
             Error::Report(_) => Class::Failed,
             Error::Usage { .. } => Class::Usage,
             Error::Interrupted => Class::Interrupted,
@@ -177,6 +183,7 @@ impl Error {
             Error::Export(error) => error.hint(),
             Error::Recipe(error) => error.hint(),
             Error::Llama(error) => error.hint(),
+            Error::Ops(error) => error.hint(),
             Error::Report(error) => error.hint(),
             Error::Usage { hint, .. } => hint.clone(),
             Error::Interrupted => None,
