@@ -1,19 +1,18 @@
 //! `tcq4 convert`: the main job in one go.
 
+use super::moments::{self, Kept, MEMORY, Moments};
 use super::produce::{Choice, Evidence, Production};
 use super::statistics;
+use crate::calib::Statistics;
 use crate::cli::args::{ConvertArgs, RoundingArgs};
 use crate::cli::values::{Preset, RoundingArg};
 use crate::cli::{Outcome, Session, data, settings};
-use crate::convert::Compensation;
+use crate::convert::{Compensation, Conversion};
 use crate::error::{Error, Result};
 use crate::gguf::Source;
 use crate::model::Arch;
 use crate::quant::rounding::Rounding;
 use crate::tcq::Encoder;
-
-/// What second moments may take where `--memory` does not say.
-const MEMORY: u64 = 4 << 30;
 
 pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
     check(args)?;
@@ -32,18 +31,40 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
     if let Some(path) = &args.stats {
         settings::check_side_output(path, &args.output, args.production.out.force, &source, &texts)?;
     }
+    if let Some(path) = args.second_moments.as_ref().filter(|path| !path.exists() || args.production.out.force) {
+        settings::check_side_output(path, &args.output, args.production.out.force, &source, &texts)?;
+    }
     plan.check_encoders()?; // before the long part
     let has_experts = Arch::from_metadata(source.metadata()).experts > 0;
     let samples = samples(args.rounding.preset, has_experts);
     let keep = statistics::Keep::in_memory();
     let run = statistics::Run::open(session, &source, &args.calibration, &specs, samples, &keep)?;
-    let statistics = run.statistics()?;
+    let (statistics, moments) = measure(session, args, &run, (&source, &plan))?;
     if let Some(path) = &args.stats {
         statistics::save(path, &statistics, args.production.out.force, &source)?;
     }
     let statistics_file = args.stats.as_ref().map(|path| path.display().to_string());
-    let choice = choice(&args.rounding, &run);
+    let choice = choice(&args.rounding, moments.as_ref());
     production.finish(&plan, Evidence { statistics: Some(statistics), statistics_file, orders: None, choice })
+}
+
+/// The statistics, and where second moments come from if they are needed.
+fn measure<'a>(
+    session: &Session,
+    args: &ConvertArgs,
+    run: &'a statistics::Run<'a>,
+    model: (&Source, &Conversion),
+) -> Result<(Statistics, Option<Moments<'a>>)> {
+    let Some(memory) = moments_memory(&args.rounding) else { return Ok((run.statistics()?, None)) };
+    let (statistics, moments) = match &args.second_moments {
+        None => moments::measure(run, model, memory)?,
+        Some(path) => {
+            let kept = Kept { path, force: args.production.out.force, memory };
+            let (statistics, file) = kept.measure(session, run, model)?;
+            (statistics, Moments::File(file))
+        }
+    };
+    Ok((statistics, Some(moments)))
 }
 
 /// Chunks of text where `-n` does not say.
@@ -64,6 +85,12 @@ fn check(args: &ConvertArgs) -> Result<()> {
             hint: Some("leave out --encoder parity, or pass --rounding nearest".into()),
         });
     }
+    if args.second_moments.is_some() && rounding(&args.rounding) != RoundingArg::Gptq {
+        return Err(Error::Usage {
+            message: "--second-moments is of no use without GPTQ".into(),
+            hint: Some("pass --rounding gptq or --preset best, or leave it out".into()),
+        });
+    }
     Ok(())
 }
 
@@ -75,15 +102,14 @@ fn rounding(args: &RoundingArgs) -> RoundingArg {
 }
 
 /// How codes are chosen.
-fn choice<'a>(args: &RoundingArgs, moments: &'a statistics::Run<'_>) -> Choice<'a> {
-    match (rounding(args), moments_memory(args)) {
+fn choice<'a>(args: &RoundingArgs, moments: Option<&'a Moments<'_>>) -> Choice<'a> {
+    match (rounding(args), moments_memory(args).zip(moments)) {
         (RoundingArg::Greedy, _) => Choice::Greedy,
-        (RoundingArg::Gptq, Some(memory)) => Choice::Gptq(Compensation {
-            moments,
+        (RoundingArg::Gptq, Some((memory, moments))) => Choice::Gptq(Compensation {
             rounding: Rounding { feedback: true, descents: args.refine, refit: args.refine > 0 },
             damp: args.damp.0,
             act_order: !args.no_act_order,
-            memory,
+            ..moments::compensation(moments, memory)
         }),
         (RoundingArg::Nearest | RoundingArg::Gptq, _) => Choice::Nearest,
     }

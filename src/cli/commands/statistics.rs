@@ -1,14 +1,15 @@
 //! Statistics for the commands that need them: measured on the default or a given text, kept, read back.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
+use crate::calib::moments_store::MomentsOrigin;
 use crate::calib::run::{COMPOSITION_NOTE, forget_checkpoint};
-use crate::calib::{CalibrationOptions, Hessian, Statistics, calibrate, second_moments, store};
+use crate::calib::{
+    CalibrationOptions, InputMoments, MomentsRequest, Shard, Statistics, calibrate, calibrate_with_moments,
+    second_moments, store,
+};
 use crate::cli::args::CalibrationArgs;
 use crate::cli::{Session, data};
-use crate::convert::SecondMoments;
 use crate::corpus::chunks::Selection;
 use crate::corpus::overlap::WORTH_A_WARNING;
 use crate::corpus::{Corpus, Overlap, Purpose, SourceSpec, load as load_text};
@@ -98,12 +99,29 @@ impl<'a> Run<'a> {
         let progress = &self.session.progress;
         Ok(calibrate(&self.model, &self.corpus, &self.fingerprint, &self.options, progress)?.as_kept())
     }
+
+    /// Measures second moments, in a run of the text of their own.
+    pub(super) fn second_moments(&self, requests: &[MomentsRequest]) -> Result<Vec<Option<InputMoments>>> {
+        second_moments(&self.model, &self.corpus, &self.options, requests, Shard::WHOLE, &self.session.progress)
+    }
+
+    /// Measures both in one run of the text: what [`Self::statistics`] and [`Self::second_moments`] give.
+    pub(super) fn both(&self, requests: &[MomentsRequest]) -> Result<(Statistics, Vec<Option<InputMoments>>)> {
+        let Self { model, corpus, fingerprint, options, session } = self;
+        let (statistics, moments) =
+            calibrate_with_moments(model, corpus, fingerprint, options, requests, &session.progress)?;
+        Ok((statistics.as_kept(), moments))
+    }
+
+    /// What second moments of this run are known by.
+    pub(super) fn origin(&self) -> Result<MomentsOrigin> {
+        MomentsOrigin::new(&self.model, &self.corpus, &self.fingerprint, &self.options, Shard::WHOLE)
+    }
 }
 
-impl SecondMoments for Run<'_> {
-    fn measure(&self, weights: &BTreeSet<String>) -> Result<BTreeMap<String, Arc<Hessian>>> {
-        second_moments(&self.model, &self.corpus, &self.options, weights, &self.session.progress)
-    }
+/// Names a model by its tensors.
+pub(super) fn fingerprint(source: &Source) -> String {
+    store::fingerprint(source)
 }
 
 /// Runs the text through the model for its statistics alone.
