@@ -11,7 +11,7 @@ use super::run::{CalibrationOptions, context};
 use crate::corpus::Corpus;
 use crate::corpus::chunks::Chunks;
 use crate::error::MomentsError;
-use crate::llama::{Capture, Model, Node, Observer};
+use crate::llama::{Capture, Logits, Model, Node, Observer, Rewriter, Watch};
 use crate::util::progress::{Progress, Unit as Counted};
 use crate::{Error, Result};
 
@@ -35,7 +35,8 @@ impl Shard {
 }
 
 /// Runs a shard of the text of [`super::calibrate`], all chunks that it sums up, and gives the second moments of the inputs in the order of the requests;
-/// `None` for those that no graph of the model reads. Merged over all shards they are those of one run, bit for bit.
+/// `None` for those that no graph of the model reads. Merged over all shards they are those of one run, bit for bit. A `rewriter` takes part in the passes:
+/// what it changes is measured as it was for everybody but the multiplications that it is changed for.
 ///
 /// # Errors
 /// As [`super::calibrate`]; [`MomentsError::OutOfRange`].
@@ -45,6 +46,7 @@ pub fn second_moments(
     options: &CalibrationOptions,
     requests: &[MomentsRequest],
     shard: Shard,
+    mut rewriter: Option<&mut dyn Rewriter>,
     progress: &dyn Progress,
 ) -> Result<Vec<Option<InputMoments>>> {
     let chunks = Chunks::of(model, corpus, options.ctx)?;
@@ -59,7 +61,12 @@ pub fn second_moments(
         }
         hessians.begin_chunk(place == 0, shard.has(place));
         context.clear();
-        context.decode_observed(&chunks.get(plan.summed[place]), &mut hessians)?;
+        let rewriter: Option<&mut dyn Rewriter> = match &mut rewriter {
+            Some(rewriter) => Some(&mut **rewriter),
+            None => None,
+        };
+        let watch = Watch { observer: Some(&mut hessians), rewriter };
+        context.decode_watched(&chunks.get(plan.summed[place]), Logits::None, watch)?;
         progress.advance(u64::from(options.ctx));
     }
     progress.end();

@@ -4,12 +4,14 @@
 //! that fits, second moments of blocks of rotated columns, which see nothing of one another. What was given up is told by [`compensation_limits`]
 //! before and recorded for each tensor after.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
 use super::compensate::Compensation;
 use super::plan::Conversion;
+use crate::Result;
 use crate::calib::input_moments::STARVED_BELOW;
 use crate::calib::{Hessian, InputMoments, MomentsRequest};
 use crate::gguf::Source;
@@ -93,6 +95,17 @@ impl Batch {
     pub(super) fn tensors(&self) -> impl Iterator<Item = usize> {
         self.groups.iter().flat_map(|group| group.tensors.iter().copied())
     }
+
+    /// Measures the second moments of its inputs, in the order of the groups; `transforms` are by tensor.
+    pub(super) fn measure(
+        &self,
+        plan: &Conversion,
+        transforms: &[Option<Cow<'_, Transform>>],
+        compensation: &Compensation<'_>,
+    ) -> Result<Vec<Option<InputMoments>>> {
+        let request = |group: &Group| group.request(plan, transforms[group.tensors[0]].as_deref());
+        compensation.moments.measure(&self.groups.iter().map(request).collect::<Vec<_>>())
+    }
 }
 
 impl Form {
@@ -128,7 +141,8 @@ impl Form {
 }
 
 impl Group {
-    fn sums(&self) -> u64 {
+    /// Bytes of its sums.
+    pub(super) fn bytes(&self) -> u64 {
         self.form.sums(self.columns, self.matrices)
     }
 
@@ -210,7 +224,7 @@ fn own_weight(rows: u64, columns: u64) -> f64 {
 /// What compensation costs: runs of the text, and bytes of memory beside those of [`super::working_memory`].
 pub fn compensation_cost(source: &Source, plan: &Conversion, memory: u64) -> (usize, u64) {
     let batches = batches(source, plan, memory);
-    let held = |batch: &Batch| batch.groups.iter().map(Group::sums).sum::<u64>() + widest(&batch.groups);
+    let held = |batch: &Batch| batch.groups.iter().map(Group::bytes).sum::<u64>() + widest(&batch.groups);
     (batches.len(), batches.iter().map(held).max().unwrap_or(0))
 }
 
@@ -237,8 +251,8 @@ pub fn moments_requests(source: &Source, plan: &Conversion, memory: u64) -> Vec<
         let fits = own.sums(group.columns, group.matrices) <= memory;
         Group { form: if fits { own } else { shared }, ..group }
     };
-    let groups = compensated_groups(source, plan, memory).into_iter().map(whole).collect();
-    let batches = divided(groups, |groups| groups.iter().map(Group::sums).sum::<u64>() <= memory);
+    let groups = inputs(source, plan, memory).into_iter().map(whole).collect();
+    let batches = divided_by(groups, |groups| groups.iter().map(Group::bytes).sum::<u64>() <= memory);
     batches.iter().map(|batch| batch.groups.iter().map(|group| group.request(plan, None)).collect()).collect()
 }
 
@@ -257,11 +271,15 @@ fn widest(groups: &[Group]) -> u64 {
 
 /// Cuts the TCQ4 tensors of a plan into batches of consecutive inputs whose second moments, and the work on one of them, fit into `memory` together.
 pub(super) fn batches(source: &Source, plan: &Conversion, memory: u64) -> Vec<Batch> {
-    let fits = |groups: &[Group]| groups.iter().map(Group::sums).sum::<u64>() + widest(groups) <= memory;
-    divided(compensated_groups(source, plan, memory), fits)
+    divided(inputs(source, plan, memory), memory)
 }
 
-fn divided(groups: Vec<Group>, fits: impl Fn(&[Group]) -> bool) -> Vec<Batch> {
+/// Cuts inputs into such batches.
+pub(super) fn divided(groups: Vec<Group>, memory: u64) -> Vec<Batch> {
+    divided_by(groups, |groups| groups.iter().map(Group::bytes).sum::<u64>() + widest(groups) <= memory)
+}
+
+fn divided_by(groups: Vec<Group>, fits: impl Fn(&[Group]) -> bool) -> Vec<Batch> {
     let mut batches: Vec<Batch> = Vec::new();
     for group in groups {
         let Some(last) = batches.last_mut() else {
@@ -278,7 +296,7 @@ fn divided(groups: Vec<Group>, fits: impl Fn(&[Group]) -> bool) -> Vec<Batch> {
 }
 
 /// The inputs of the TCQ4 tensors, in the order of the tensors, each in the form that fits into `memory`.
-fn compensated_groups(source: &Source, plan: &Conversion, memory: u64) -> Vec<Group> {
+pub(super) fn inputs(source: &Source, plan: &Conversion, memory: u64) -> Vec<Group> {
     let wanted = plan.tensors.iter().enumerate().filter(|(_, tensor)| tensor.is_tcq4());
     let mut index: BTreeMap<&str, usize> = wanted.map(|(index, tensor)| (tensor.name.as_str(), index)).collect();
     let shapes = source.tensors().iter().map(|tensor| Shape { name: &tensor.name, dims: &tensor.dims });

@@ -250,8 +250,7 @@ fn write_batches(
     let mut used = Used::new();
     for batch in batches {
         let transform = |group: &Group| transforms[group.tensors[0]].as_deref();
-        let requests: Vec<_> = batch.groups.iter().map(|group| group.request(job.plan, transform(group))).collect();
-        let moments = compensation.moments.measure(&requests)?;
+        let moments = batch.measure(job.plan, transforms, compensation)?;
         progress.begin("quantize", bytes(&batch.tensors().collect::<Vec<_>>()), Unit::Bytes);
         for (group, moments) in batch.groups.iter().zip(moments) {
             for part in group.parts(moments.as_ref()) {

@@ -58,7 +58,8 @@ fn requests(per_matrix: bool) -> Vec<MomentsRequest> {
 }
 
 fn measure(setup: &Setup, samples: usize, per_matrix: bool, shard: Shard) -> Vec<Option<InputMoments>> {
-    second_moments(&setup.model, &setup.corpus, &options(samples), &requests(per_matrix), shard, &NoProgress).unwrap()
+    second_moments(&setup.model, &setup.corpus, &options(samples), &requests(per_matrix), shard, None, &NoProgress)
+        .unwrap()
 }
 
 fn assert_same(a: &[Option<InputMoments>], b: &[Option<InputMoments>]) {
@@ -208,10 +209,7 @@ fn second_moments_go_through_a_file() {
     assert_same_tensors(&dir, "live.gguf", "again.gguf");
     dir.tcq4("quantize MODEL file.gguf --stats stats.gguf --rounding gptq --second-moments moments.gguf").ok();
     assert_same_tensors(&dir, "live.gguf", "file.gguf");
-    dir.tcq4(&format!(
-        "calibrate -m MODEL -o perms.json -c EVALUATION {LITTLE} --second-moments c.gguf"
-    ))
-    .ok();
+    dir.tcq4(&format!("calibrate -m MODEL -o perms.json -c EVALUATION {LITTLE} --second-moments c.gguf")).ok();
     dir.tcq4("quantize MODEL c-out.gguf --perms perms.json --rounding gptq --second-moments c.gguf").ok();
     dir.tcq4("verify c-out.gguf --against MODEL").ok();
     dir.tcq4(&format!("{line} -o x.gguf --second-moments moments.gguf --seed 7 -n 3"))

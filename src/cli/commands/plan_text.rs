@@ -62,10 +62,6 @@ fn kind(tensor: &PlannedTensor) -> String {
     number.map_or_else(|| tensor.name.clone(), |(_, rest)| format!("blk.*.{rest}"))
 }
 
-fn times(count: usize) -> String {
-    if count == 1 { "once".to_owned() } else { format!("{count} times") }
-}
-
 /// What memory does not suffice for.
 fn limits(source: &Source, plan: &Conversion, memory: u64) -> String {
     let limits = compensation_limits(source, plan, memory);
@@ -99,11 +95,9 @@ fn totals(source: &Source, plan: &Conversion, moments: Option<u64>) -> String {
     );
     if let Some(memory) = moments {
         let (runs, bytes) = compensation_cost(source, plan, memory);
-        text += &format!(
-            "\nGPTQ: second moments take about {} of memory, and the text runs {} more",
-            Bytes(bytes),
-            times(runs)
-        );
+        // One run is the one that measures the statistics.
+        let more = if runs > 1 { format!(", and the text runs {runs} times for them") } else { String::new() };
+        text += &format!("\nGPTQ: second moments take about {} of memory{more}", Bytes(bytes));
     }
     if let Some(memory) = moments {
         text += &limits(source, plan, memory);

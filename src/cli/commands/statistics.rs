@@ -102,7 +102,7 @@ impl<'a> Run<'a> {
 
     /// Measures second moments, in a run of the text of their own.
     pub(super) fn second_moments(&self, requests: &[MomentsRequest]) -> Result<Vec<Option<InputMoments>>> {
-        second_moments(&self.model, &self.corpus, &self.options, requests, Shard::WHOLE, &self.session.progress)
+        second_moments(&self.model, &self.corpus, &self.options, requests, Shard::WHOLE, None, &self.session.progress)
     }
 
     /// Measures both in one run of the text: what [`Self::statistics`] and [`Self::second_moments`] give.
