@@ -63,6 +63,13 @@ pub struct MomentsUse {
     pub experts: Option<ExpertMoments>,
 }
 
+impl MomentsUse {
+    /// Whether memory forced a compromise: blocks of columns, or one second moment for all experts.
+    pub fn is_fallback(&self) -> bool {
+        self.columns_together.is_some() || self.experts.as_ref().is_some_and(|experts| !experts.own)
+    }
+}
+
 /// How the experts of a tensor were covered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ExpertMoments {

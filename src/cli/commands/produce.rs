@@ -12,8 +12,8 @@ use crate::calib::Statistics;
 use crate::cli::args::ProductionArgs;
 use crate::cli::{Outcome, Session, settings};
 use crate::convert::{
-    CalibrationValue, Codes, Compensation, Conversion, Converted, Job, Measure, OutputError, Provenance, TensorLoss,
-    convert, output_metadata,
+    CalibrationValue, Codes, Compensation, Conversion, Converted, Job, Measure, MomentsUse, OutputError, Provenance,
+    TensorLoss, convert, output_metadata,
 };
 use crate::error::{Class, ConvertError, Result};
 use crate::gguf::{Plan, Source};
@@ -137,6 +137,8 @@ impl Production<'_> {
         };
         self.session.printer.record("convert", record);
         let fell_back = prepared.groups.iter().any(|g| g.unscaled.is_some() || g.unordered.is_some());
+        let narrowed = |loss: &TensorLoss| loss.moments.as_ref().is_some_and(MomentsUse::is_fallback);
+        let fell_back = fell_back || converted.losses.iter().any(narrowed);
         Ok(if self.args.types.strict && fell_back { Class::Strict.code() } else { 0 })
     }
 }
