@@ -157,11 +157,10 @@ impl Hessian {
         self.rows += offsets.len() as u64;
         let factors: Vec<Vec<[f32; TOGETHER]>> = cut(data, offsets, columns, channels);
         let values: Vec<Vec<Lane>> = cut(data, offsets, columns, channels);
-        let fits = bands(self.own(), columns).into_par_iter().enumerate().map(|(band, sums)| {
-            let width = columns - band * LANES;
-            let runs = sums.chunks_exact_mut(TOGETHER * width).zip(&factors[band * LANES / TOGETHER..]);
-            runs.fold(true, |fits, (sums, factors)| add_run(sums, factors, &values[band..], per_unit) && fits)
-        });
+        let fits = bands(self.own(), columns)
+            .into_par_iter()
+            .enumerate()
+            .map(|(band, sums)| add_band(sums, &factors[band * LANES / TOGETHER..], &values[band..], per_unit));
         if fits.reduce(|| true, |a, b| a && b) { Ok(()) } else { Err(OutOfRange) }
     }
 
@@ -238,21 +237,30 @@ fn bands(mut sums: &mut [i64], columns: usize) -> Vec<&mut [i64]> {
     bands
 }
 
-/// Adds to a run of [`TOGETHER`] rows of sums; whether all of it stays in range.
-fn add_run(sums: &mut [i64], factors: &[[f32; TOGETHER]], values: &[Vec<Lane>], per_unit: f64) -> bool {
-    let (width, mut fits) = (sums.len() / TOGETHER, true);
+/// Adds to a band of sums; whether all of it stays in range. The values of a block of columns serve all rows of the band while they are in the cache.
+fn add_band(sums: &mut [i64], factors: &[Vec<[f32; TOGETHER]>], values: &[Vec<Lane>], per_unit: f64) -> bool {
+    let width = values.len() * LANES;
+    let mut fits = true;
     for (block, values) in values.iter().enumerate() {
-        let mut tile = [[0.0; LANES]; TOGETHER];
-        add_products(&mut tile, factors, values);
-        for (row, tile) in tile.iter().enumerate() {
-            let into = &mut sums[row * width + block * LANES..][..LANES];
-            for (sum, &value) in into.iter_mut().zip(tile) {
-                let units = f64::from(value) * per_unit;
-                let (new, overflows) = sum.overflowing_add(units as i64);
-                fits &= units.abs() < LIMIT && !overflows; // false for NaN too
-                *sum = new;
+        for (rows, factors) in sums.chunks_exact_mut(TOGETHER * width).zip(factors) {
+            let mut tile = [[0.0; LANES]; TOGETHER];
+            add_products(&mut tile, factors, values);
+            for (row, tile) in rows.chunks_exact_mut(width).zip(&tile) {
+                fits &= add_units(&mut row[block * LANES..][..LANES], tile, per_unit);
             }
         }
+    }
+    fits
+}
+
+/// Adds values as whole units; whether all of it stays in range.
+fn add_units(sums: &mut [i64], values: &Lane, per_unit: f64) -> bool {
+    let mut fits = true;
+    for (sum, &value) in sums.iter_mut().zip(values) {
+        let units = f64::from(value) * per_unit;
+        let (new, overflows) = sum.overflowing_add(units as i64);
+        fits &= units.abs() < LIMIT && !overflows; // false for NaN too
+        *sum = new;
     }
     fits
 }

@@ -407,7 +407,8 @@ impl Keys<'_> {
     }
 
     fn origin(&self) -> Result<MomentsOrigin, MomentsError> {
-        let (path, found) = (self.path.to_path_buf(), self.keys.get_str("general.type").map(|kind| kind.into_owned()));
+        let (path, found) =
+            (self.path.to_path_buf(), self.keys.get_str("general.type").map(std::borrow::Cow::into_owned));
         if found.as_deref() != Some(KIND) {
             return Err(MomentsError::Kind { path, expected: KIND, found });
         }

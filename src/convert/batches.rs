@@ -337,13 +337,14 @@ const _: () = assert!(CHUNK.is_multiple_of(LANES));
 mod tests {
     use super::*;
 
+    const G: u64 = 1 << 30;
+
     #[test]
     fn the_form_is_the_best_that_fits() {
         let form = |columns, matrices, memory| {
             let Form { together, per_matrix } = Form::fitting(columns, matrices, memory);
             (together, per_matrix)
         };
-        const G: u64 = 1 << 30;
         assert_eq!(form(14_336, 1, 4 * G), (14_336, false), "the widest input of an 8 B model");
         assert_eq!(form(4096, 8, 4 * G), (4096, true));
         assert_eq!(form(4096, 8, G / 2), (4096, false), "for all experts together");

@@ -57,16 +57,13 @@ fn round_blocks(
         let values: Vec<f32> = rows.chunks_exact(columns).flat_map(|row| &row[own.clone()]).copied().collect();
         let stripes = tiles.chunks_exact_mut(columns / CHUNK);
         let mut part: Vec<Tile> = stripes.flat_map(|stripe| stripe[own_tiles.clone()].iter().copied()).collect();
-        match curvature {
-            Some(curvature) => {
-                let rounded = round_stripes(&values, &mut part, curvature, rounding);
-                error_sq += rounded.error_sq;
-                output.add(&rounded, curvature.damping());
-            }
-            None => {
-                let stripes = values.chunks_exact(TILE_ROWS * width).zip(part.chunks_exact(width / CHUNK));
-                error_sq += stripes.map(|(rows, tiles)| tiles_error_sq(rows, *width, tiles)).sum::<f64>();
-            }
+        if let Some(curvature) = curvature {
+            let rounded = round_stripes(&values, &mut part, curvature, rounding);
+            error_sq += rounded.error_sq;
+            output.add(&rounded, curvature.damping());
+        } else {
+            let stripes = values.chunks_exact(TILE_ROWS * width).zip(part.chunks_exact(width / CHUNK));
+            error_sq += stripes.map(|(rows, tiles)| tiles_error_sq(rows, *width, tiles)).sum::<f64>();
         }
         for (stripe, part) in tiles.chunks_exact_mut(columns / CHUNK).zip(part.chunks_exact(width / CHUNK)) {
             stripe[own_tiles.clone()].copy_from_slice(part);

@@ -7,7 +7,7 @@ use crate::quant::Transform;
 use crate::tcq::{CHUNK, Codec};
 
 /// Columns that are rotated together: 256 rows of them fit into the first cache.
-const STRIP: usize = 32;
+const STRIP: usize = 16;
 
 /// `RᵀHR` for the second moment H of the activations as the model has them, and R what `transform` and the rotation do to activations:
 /// weights divided by a channel's scale mean activations multiplied by it.
