@@ -26,7 +26,8 @@ pub(crate) struct RoundingArgs {
     /// Rounds of refitting scales and moving single codes after GPTQ
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=100))]
     pub(crate) refine: u32,
-    /// Memory for second moments [default: 4G]; with less the text runs more often, and the result is the same
+    /// Memory for second moments and the work on them [default: 4G]; with less the text runs more often, and an input that does not fit by itself is
+    /// rounded in blocks of columns
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory: Option<Size>,
 }
