@@ -169,6 +169,9 @@ fn parts(path: &Path) -> Parts {
     Parts { keys: source.metadata().clone(), tensors }
 }
 
+/// What is done to a file.
+type Edit = Box<dyn FnOnce(&mut Parts)>;
+
 /// The message with which an edited file is refused.
 fn refusal(edit: impl FnOnce(&mut Parts)) -> String {
     let dir = Dir::new();
@@ -187,7 +190,7 @@ fn refusal(edit: impl FnOnce(&mut Parts)) -> String {
 
 #[test]
 fn hostile_files_are_refused() {
-    let cases: Vec<(Box<dyn FnOnce(&mut Parts)>, &str)> = vec![
+    let cases: Vec<(Edit, &str)> = vec![
         (
             Box::new(|p| p.keys.set("general.type", "imatrix")),
             "bad.gguf: expected second moments (general.type `tcq4.second-moments`), got `imatrix`",
@@ -206,15 +209,17 @@ fn hostile_files_are_refused() {
         ),
         (
             Box::new(|p| {
-                p.keys
-                    .set("tcq4.moments.inputs", "[{\"weights\":[],\"columns\":33,\"matrices\":1,\"per_matrix\":false}]")
+                p.keys.set(
+                    "tcq4.moments.inputs",
+                    "[{\"weights\":[],\"columns\":33,\"matrices\":1,\"per_matrix\":false}]",
+                );
             }),
             "bad.gguf: `tcq4.moments.inputs`: expected a multiple of 32 columns and at least one matrix, got Input { weights: [], columns: 33, matrices: 1, per_matrix: false }",
         ),
         (
             Box::new(|p| {
                 p.keys
-                    .set("tcq4.moments.inputs", "[{\"weights\":[],\"columns\":64,\"matrices\":2,\"per_matrix\":true}]")
+                    .set("tcq4.moments.inputs", "[{\"weights\":[],\"columns\":64,\"matrices\":2,\"per_matrix\":true}]");
             }),
             "bad.gguf: tensor `input.0.sums`: expected i64 of the shape [3072, 2], got i64 of the shape [3072]",
         ),
@@ -267,7 +272,9 @@ fn damaged_files_never_panic_and_cut_ones_are_refused() {
         bad[at] ^= 0x81;
         let path = dir.write("bad.gguf", &bad);
         if let Ok(file) = MomentsFile::open(&path) {
-            requests().iter().for_each(|request| _ = file.input(&request.weights).map(|moments| moments.rows_seen()));
+            for request in requests() {
+                let _ = file.input(&request.weights).map(|moments| moments.rows_seen());
+            }
         }
     }
     for name in ["none.gguf", "empty.gguf"] {
@@ -347,6 +354,19 @@ fn convert_with(source: &Source, output: &Path, moments: &dyn SecondMoments, mem
     (converted, cost)
 }
 
+/// The same sums, of all channels whatever is asked for: what a file gives.
+struct Whole(MadeUp);
+impl SecondMoments for Whole {
+    fn measure(&self, requests: &[MomentsRequest]) -> Result<Vec<Option<InputMoments>>> {
+        let whole = |request: &MomentsRequest| MomentsRequest { blocks: Vec::new(), ..request.clone() };
+        let all = |mut moments: InputMoments| {
+            moments.blocks[0].channels = None;
+            Some(moments)
+        };
+        Ok(requests.iter().map(|request| all(self.0.made_up(&whole(request)))).collect())
+    }
+}
+
 #[test]
 fn columns_that_do_not_fit_are_rounded_in_blocks() {
     let dir = Dir::new();
@@ -372,17 +392,6 @@ fn columns_that_do_not_fit_are_rounded_in_blocks() {
     let down = asked.iter().find(|request| request.columns == 1536).unwrap();
     assert_eq!(down.blocks.iter().map(Vec::len).collect::<Vec<_>>(), [1024, 512]);
     // Whole second moments, as a file has them, give the blocks too.
-    struct Whole(MadeUp);
-    impl SecondMoments for Whole {
-        fn measure(&self, requests: &[MomentsRequest]) -> Result<Vec<Option<InputMoments>>> {
-            let whole = |request: &MomentsRequest| MomentsRequest { blocks: Vec::new(), ..request.clone() };
-            let all = |mut moments: InputMoments| {
-                moments.blocks[0].channels = None;
-                Some(moments)
-            };
-            Ok(requests.iter().map(|request| all(self.0.made_up(&whole(request)))).collect())
-        }
-    }
     let (same, _) = convert_with(&source, &dir.file("same.gguf"), &Whole(MadeUp::new(&[3000])), 35 << 20);
     assert_eq!(of(&same), of(&blocks));
     let hash = |name: &str| std::fs::read(dir.file(name)).unwrap();
