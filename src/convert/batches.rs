@@ -31,7 +31,7 @@ const KEPT: u64 = 8;
 #[derive(Debug, PartialEq)]
 pub(super) struct Group {
     pub(super) tensors: Vec<usize>,
-    columns: u64,
+    pub(super) columns: u64,
     matrices: u64,
     form: Form,
 }

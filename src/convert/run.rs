@@ -19,7 +19,7 @@ use super::units::{RowUnit, cut, in_order, run_all, run_some};
 use crate::calib::Statistics;
 use crate::error::{ConvertError, Error, Result};
 use crate::gguf::{Metadata, Plan, Sharding, Source, TensorInfo, Writer};
-use crate::quant::Transform;
+use crate::quant::{StepRecord, Transform};
 use crate::tcq::{Codec, Loss};
 use crate::util::progress::{Progress, Unit};
 
@@ -65,6 +65,9 @@ pub struct TensorLoss {
     /// The second moments that codes were chosen by.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub moments: Option<MomentsUse>,
+    /// What each step did, in the order in which they were taken; filled by [`Converted::record_steps`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<StepRecord>,
 }
 
 /// What [`convert`] wrote.
@@ -323,6 +326,7 @@ fn losses(job: &Job<'_>, units: &[RowUnit], written: &[Written], mut used: Used)
         weights: tensor.elements(),
         output: output.relative(),
         moments: used.remove(&index),
+        steps: Vec::new(),
     };
     job.plan.tensors.iter().zip(sums).enumerate().filter(|(_, (tensor, _))| tensor.is_tcq4()).map(loss).collect()
 }

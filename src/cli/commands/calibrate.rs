@@ -10,6 +10,7 @@ use super::statistics::{self, Keep};
 use crate::cli::args::CalibrateArgs;
 use crate::cli::{Outcome, Session, data, settings};
 use crate::gguf::Source;
+use crate::quant::recipe::MANY_SAMPLES;
 use crate::util::atomic_file::check_target;
 use crate::util::progress::Progress;
 
@@ -31,7 +32,7 @@ pub(in crate::cli) fn run(session: &Session, args: &CalibrateArgs) -> Outcome {
         None
     } else {
         let keep = Keep::beside(&args.perms.output, args.resume);
-        let run = statistics::Run::open(session, &source, &args.calibration, &specs, statistics::MANY_SAMPLES, &keep)?;
+        let run = statistics::Run::open(session, &source, &args.calibration, &specs, MANY_SAMPLES, &keep)?;
         let statistics = run.statistics()?;
         if let Some(path) = &args.second_moments {
             let kept = Kept { path, force, memory: args.memory.map_or(MEMORY, |size| size.0) };

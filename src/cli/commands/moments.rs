@@ -7,10 +7,9 @@ use super::statistics::{self, Run};
 use crate::calib::moments_store::MomentsWriter;
 use crate::calib::{InputMoments, MomentsFile, MomentsRequest, Statistics};
 use crate::cli::Session;
-use crate::convert::{Compensation, Conversion, SecondMoments, moments_requests, single_run};
+use crate::convert::{Conversion, SecondMoments, moments_requests, single_run};
 use crate::error::Result;
 use crate::gguf::Source;
-use crate::quant::rounding::Rounding;
 use crate::util::progress::Progress;
 
 /// What second moments may take where `--memory` does not say.
@@ -40,12 +39,6 @@ impl SecondMoments for Moments<'_> {
             }
         }
     }
-}
-
-/// GPTQ by these second moments, as it is done where nothing else is asked for.
-pub(super) fn compensation<'a>(moments: &'a Moments<'_>, memory: u64) -> Compensation<'a> {
-    let rounding = Rounding { feedback: true, descents: 2, refit: true };
-    Compensation { moments, rounding, damp: 0.01, act_order: true, memory }
 }
 
 /// Measures statistics, and second moments in the same run of the text if all of them fit into `memory`.

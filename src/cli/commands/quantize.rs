@@ -3,41 +3,46 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::moments::{self, MEMORY, Moments};
-use super::produce::{Choice, Evidence, Production};
+use super::convert::useless_moments;
+use super::effort::Times;
+use super::moments::{self, Moments};
+use super::produce::{Evidence, Production, print_recipe};
 use super::statistics;
 use crate::calib::perms;
 use crate::cli::args::QuantizeArgs;
-use crate::cli::values::RoundingArg;
+use crate::cli::settings::{self, Setting};
 use crate::cli::{Outcome, Session};
-use crate::error::{Error, Result};
+use crate::convert::time_encoding;
 use crate::gguf::Source;
-use crate::tcq::Encoder;
+use crate::quant::Needs;
 use crate::util::progress::Progress;
 
 pub(in crate::cli) fn run(session: &Session, args: &QuantizeArgs) -> Outcome {
-    check(args)?;
     let source = Source::open(&args.model)?;
-    let inputs: Vec<PathBuf> = args.stats.iter().chain(&args.perms).chain(&args.second_moments).cloned().collect();
-    let memory = args.memory.map_or(MEMORY, |size| size.0);
+    let method = &args.production.method;
+    let setting = Setting::of(&source, args.stats.is_some());
+    let recipe = settings::recipe(method, Some(&args.rounding), None, setting)?;
+    let Some(output) = args.output.as_deref().filter(|_| !args.production.out.print_recipe) else {
+        print_recipe(session, &recipe);
+        return Ok(0);
+    };
+    let in_statistics = Needs::CHANNELS | Needs::MEANS | Needs::ROWS;
+    let known = if args.stats.is_some() { in_statistics } else { Needs::NOTHING };
+    let gptq = recipe.needs().covers(Needs::SECOND_MOMENTS);
+    if args.second_moments.is_some() && !gptq {
+        return Err(useless_moments().into());
+    }
+    let known = if args.second_moments.is_some() { known | Needs::SECOND_MOMENTS } else { known };
+    settings::check_needs(&recipe, known)?;
+    let inputs: Vec<PathBuf> =
+        args.stats.iter().chain(&args.perms).chain(&args.second_moments).chain(&method.recipe).cloned().collect();
+    let production =
+        Production { session, source: &source, output, args: &args.production, inputs: &inputs, recipe: &recipe };
     let moments = match &args.second_moments {
         Some(path) => Some(Moments::File(moments::load(session, path, &source)?)),
         None => None,
     };
-    let production = Production {
-        session,
-        source: &source,
-        output: &args.output,
-        args: &args.production,
-        inputs: &inputs,
-        moments: (args.rounding == RoundingArg::Gptq).then_some(memory),
-    };
-    let choice = match (args.rounding, &moments) {
-        (RoundingArg::Gptq, Some(moments)) => Choice::Gptq(moments::compensation(moments, memory)),
-        (RoundingArg::Greedy, _) => Choice::Greedy,
-        _ => Choice::Nearest,
-    };
-    let mut evidence = Evidence { choice, ..Evidence::default() };
+    let mut evidence = Evidence { moments: moments.as_ref().map(|moments| moments as _), ..Evidence::default() };
     if let Some(path) = &args.stats {
         evidence.statistics = Some(statistics::load(path, &source)?);
         evidence.statistics_file = Some(path.display().to_string());
@@ -47,7 +52,11 @@ pub(in crate::cli) fn run(session: &Session, args: &QuantizeArgs) -> Outcome {
         file.check(path, |name| source.tensor(name).map(crate::gguf::TensorInfo::columns))?;
         evidence.orders = Some(if file.reorder_enabled { file.permutations } else { BTreeMap::new() });
     }
-    let Some(plan) = production.plan()? else { return Ok(0) };
+    let times = |plan: &_| {
+        let encoding = time_encoding(&source, plan, &recipe, session.codec(recipe.encoder)?)?;
+        Ok(Times { text_seconds: 0.0, encoding })
+    };
+    let Some(plan) = production.plan(None, times)? else { return Ok(0) };
     let is_used = |name: &str| plan.tensors.iter().any(|t| t.name == name && t.is_tcq4());
     let unused = evidence.orders.iter().flatten().filter(|(name, _)| !is_used(name)).count();
     if unused > 0 {
@@ -56,27 +65,4 @@ pub(in crate::cli) fn run(session: &Session, args: &QuantizeArgs) -> Outcome {
             .note(&format!("{unused} permutations are of tensors that do not become TCQ4, and are left out"));
     }
     production.finish(&plan, evidence)
-}
-
-/// Refuses options that do not go together.
-fn check(args: &QuantizeArgs) -> Result<()> {
-    let usage = |message: &str, hint: &str| Err(Error::Usage { message: message.into(), hint: Some(hint.into()) });
-    match args.rounding {
-        RoundingArg::Gptq if args.second_moments.is_none() => usage(
-            "--rounding gptq needs second moments of the activations",
-            "pass --second-moments FILE, made by `tcq4 calibrate --second-moments`, or use `tcq4 convert`",
-        ),
-        RoundingArg::Nearest | RoundingArg::Greedy if args.second_moments.is_some() => {
-            usage("--second-moments is of no use without GPTQ", "pass --rounding gptq, or leave it out")
-        }
-        RoundingArg::Greedy if args.stats.is_none() => usage(
-            "--rounding greedy needs statistics of the activations",
-            "pass --stats FILE, made by `tcq4 calibrate --stats`",
-        ),
-        RoundingArg::Greedy | RoundingArg::Gptq if args.production.method.encoder == Encoder::Parity => usage(
-            "GPTQ and greedy rounding choose other codes than `--encoder parity` stands for",
-            "leave out --encoder parity, or pass --rounding nearest",
-        ),
-        _ => Ok(()),
-    }
 }

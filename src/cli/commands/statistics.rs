@@ -1,6 +1,8 @@
 //! Statistics for the commands that need them: measured on the default or a given text, kept, read back.
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use crate::calib::moments_store::MomentsOrigin;
 use crate::calib::run::{COMPOSITION_NOTE, forget_checkpoint};
@@ -16,17 +18,12 @@ use crate::corpus::{Corpus, Overlap, Purpose, SourceSpec, load as load_text};
 use crate::error::Result;
 use crate::gguf::Source;
 use crate::llama::{Model, ModelOptions};
-use crate::util::progress::Progress;
+use crate::util::progress::{Progress, Unit};
 
 /// The calibration text that ships with the binary: public domain, see fixtures/README.md.
 const DEFAULT_TEXT: &str = include_str!("../../../fixtures/text/calibration.txt");
 /// What it is called in files.
 const DEFAULT_NAME: &str = "tcq4 default calibration text";
-
-/// Chunks of a calibration for its own sake, and of models with experts, each of which sees only a part of the text.
-pub(super) const MANY_SAMPLES: u32 = 128;
-/// Chunks that `convert` uses for a dense model: four times as many changed nothing (KL divergence .065 and .066 on SmolLM2).
-pub(super) const FEW_SAMPLES: u32 = 32;
 
 /// Whether an interrupted run keeps what it has.
 pub(super) struct Keep {
@@ -94,6 +91,27 @@ impl<'a> Run<'a> {
         Ok(Self { session, fingerprint: store::fingerprint(source), corpus, model, options })
     }
 
+    /// Keeps no sample rows.
+    pub(super) fn without_rows(mut self) -> Self {
+        self.options.rows = 0;
+        self
+    }
+
+    /// Seconds of one pass of the text: what it begins with, and every chunk. Measures channel statistics, or those second moments.
+    pub(super) fn time(&self, requests: Option<&[MomentsRequest]>) -> Result<(f64, f64)> {
+        let watch = Stopwatch { progress: &self.session.progress, phase: Mutex::default() };
+        let options = CalibrationOptions { samples: 1, rows: 0, checkpoint: None, ..self.options.clone() };
+        let started = Instant::now();
+        match requests {
+            None => drop(calibrate(&self.model, &self.corpus, &self.fingerprint, &options, &watch)?),
+            Some(requests) => {
+                drop(second_moments(&self.model, &self.corpus, &options, requests, Shard::WHOLE, None, &watch)?);
+            }
+        }
+        let chunk = watch.phase.lock().map_or(0.0, |phase| phase.1.as_secs_f64());
+        Ok(((started.elapsed().as_secs_f64() - chunk).max(0.0), chunk))
+    }
+
     /// Measures the statistics. What comes of them is the same whether they take the way through a file or not.
     pub(super) fn statistics(&self) -> Result<Statistics> {
         let progress = &self.session.progress;
@@ -116,6 +134,34 @@ impl<'a> Run<'a> {
     /// What second moments of this run are known by.
     pub(super) fn origin(&self) -> Result<MomentsOrigin> {
         MomentsOrigin::new(&self.model, &self.corpus, &self.fingerprint, &self.options, Shard::WHOLE)
+    }
+}
+
+/// A listener that only measures how long the last phase took.
+struct Stopwatch<'a> {
+    progress: &'a dyn Progress,
+    phase: Mutex<(Option<Instant>, Duration)>,
+}
+
+impl Progress for Stopwatch<'_> {
+    fn begin(&self, _label: &str, _total: u64, _unit: Unit) {
+        if let Ok(mut phase) = self.phase.lock() {
+            phase.0 = Some(Instant::now());
+        }
+    }
+
+    fn advance(&self, _amount: u64) {}
+
+    fn end(&self) {
+        if let Ok(mut phase) = self.phase.lock() {
+            phase.1 = phase.0.map_or(Duration::ZERO, |begun| begun.elapsed());
+        }
+    }
+
+    fn note(&self, _message: &str) {}
+
+    fn interrupted(&self) -> bool {
+        self.progress.interrupted()
     }
 }
 
