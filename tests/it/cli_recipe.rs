@@ -104,7 +104,7 @@ fn steps_that_lack_what_they_need_are_refused() {
         .fails(2, &format!("error: --scales awq needs channel statistics of the activations\n{stats}"));
     dir.tcq4("quantize MODEL out.gguf --preset best").fails(
         2,
-        "error: --rounding gptq needs second moments of the activations\nhint: use `tcq4 convert`, which runs the model",
+        "error: --rounding gptq needs second moments of the activations\nhint: pass --second-moments FILE, made by `tcq4 calibrate --second-moments`, or use `tcq4 convert`, which runs the model",
     );
     dir.write("r.toml", b"encoder = \"parity\"\nrounding = \"gptq\"\n");
     dir.tcq4("convert MODEL -o out.gguf --recipe r.toml")
