@@ -101,7 +101,7 @@ pub(super) fn check_needs(recipe: &Recipe, available: Needs) -> Result<()> {
     let Some(step) = steps.iter().find(|step| !available.covers(step.requires())) else { return Ok(()) };
     let missing = step.requires().without(available);
     let hint = if missing.covers(Needs::SECOND_MOMENTS) {
-        "use `tcq4 convert`, which runs the model"
+        "pass --second-moments FILE, made by `tcq4 calibrate --second-moments`, or use `tcq4 convert`, which runs the model"
     } else {
         "pass --stats FILE, made by `tcq4 calibrate --stats` or llama-imatrix, or use `tcq4 convert`"
     };

@@ -5,7 +5,7 @@ use std::time::Instant;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::compensate::groups_of;
+use super::batches::inputs;
 use super::encode::RowRun;
 use super::plan::Conversion;
 use super::units::cut;
@@ -47,7 +47,7 @@ pub fn time_encoding(source: &Source, plan: &Conversion, recipe: &Recipe, codec:
 /// Seconds for all of the plan, and the share of it that was timed: runs of rows evenly spread over the model.
 fn encode_sample(source: &Source, plan: &Conversion, codec: Codec) -> Result<(f64, f64)> {
     let tensors = source.tensors();
-    let units = cut(tensors.iter().map(|t| (t.rows(), t.columns())));
+    let units = cut(tensors.iter().map(|t| (t.matrices(), t.rows() / t.matrices(), t.columns())));
     let count = (RUNS * rayon::current_num_threads()).min(units.len());
     let sample: Vec<_> = (0..count).map(|i| units[i * units.len() / count]).collect();
     let weights = |unit: &super::units::RowUnit| unit.rows * tensors[unit.tensor].columns();
@@ -79,7 +79,7 @@ fn rounding_time(source: &Source, plan: &Conversion, recipe: &Recipe, codec: Cod
     let round = started.elapsed().as_secs_f64() / ((threads * LANES) as f64 * (COLUMNS as f64).powi(2));
     let of_tensors =
         plan.tensors.iter().filter(|t| t.is_tcq4()).map(|t| t.elements() as f64 * t.dims[0] as f64 * round);
-    let of_groups = groups_of(source, plan).into_iter().map(|group| (group.columns as f64).powi(3) * factor);
+    let of_groups = inputs(source, plan, u64::MAX).into_iter().map(|group| (group.columns as f64).powi(3) * factor);
     of_tensors.chain(of_groups).sum()
 }
 

@@ -1,5 +1,6 @@
 //! Conversion: plan, encode, write, verify; and the way back. Everything that reads one model and writes another.
 
+mod batches;
 mod compensate;
 mod decode;
 mod dequantize;
@@ -17,7 +18,10 @@ mod stripes;
 mod units;
 mod verify;
 
-pub use compensate::{Codes, Compensation, Measure, Noise, OutputError, SecondMoments, compensation_cost};
+pub use batches::{
+    CompensationLimits, ExpertMoments, MomentsUse, compensation_cost, compensation_limits, moments_requests, single_run,
+};
+pub use compensate::{Codes, Compensation, Measure, Noise, OutputError, SecondMoments};
 pub use dequantize::{Dequantized, dequantize};
 pub use encode::read_rows;
 pub use estimate::{EncodingTime, time_encoding};

@@ -201,7 +201,14 @@ mod tests {
 
     #[test]
     fn tensors_that_codes_were_not_chosen_for_are_told() {
-        let loss = TensorLoss { name: "t".into(), error_rel: 0.01, weights: 256, output: None, steps: Vec::new() };
+        let loss = TensorLoss {
+            name: "t".into(),
+            error_rel: 0.01,
+            weights: 256,
+            output: None,
+            moments: None,
+            steps: Vec::new(),
+        };
         let nearest = encoding_steps(&loss, &BALANCED);
         assert_eq!(told(&nearest)[1..], [("default", "default", None), ("nearest", "nearest", None)]);
         assert_eq!(nearest[1].after, Some(0.01));

@@ -32,7 +32,8 @@ pub(crate) struct RoundingArgs {
     /// Rounds of refitting scales and moving single codes after GPTQ [default: 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=100))]
     pub(crate) refine: Option<u32>,
-    /// Memory for second moments [default: 4GiB]; with less the text runs more often, and the result is the same
+    /// Memory for second moments and the work on them [default: 4GiB]; with less the text runs more often, and an input that does not fit by itself
+    /// is rounded in blocks of columns
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory: Option<Size>,
 }
@@ -48,6 +49,9 @@ pub(crate) struct ConvertArgs {
     /// Keep the calibration statistics in this file
     #[arg(long, value_name = "FILE")]
     pub(crate) stats: Option<PathBuf>,
+    /// Keep the second moments of GPTQ in this file, or take them from there if it is of the same model, text and setting
+    #[arg(long, value_name = "FILE")]
+    pub(crate) second_moments: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) rounding: RoundingArgs,
     #[command(flatten)]
@@ -67,6 +71,12 @@ pub(crate) struct CalibrateArgs {
     /// Keep the statistics in this file, which `llama-quantize --imatrix` reads too
     #[arg(long, value_name = "FILE", requires = "calibration")]
     pub(crate) stats: Option<PathBuf>,
+    /// Keep second moments in this file, by which `quantize --rounding gptq` chooses codes
+    #[arg(long, value_name = "FILE", requires = "calibration")]
+    pub(crate) second_moments: Option<PathBuf>,
+    /// Memory for second moments [default: 4G]; with less the text runs more often
+    #[arg(long, value_name = "SIZE", requires = "second_moments")]
+    pub(crate) memory: Option<Size>,
     /// Continue a run that was interrupted
     #[arg(long)]
     pub(crate) resume: bool,
@@ -101,10 +111,27 @@ pub(crate) struct QuantizeArgs {
     /// Permutations of `tcq4 calibrate` or `tcq4 perms`
     #[arg(long, value_name = "FILE", conflicts_with = "order")]
     pub(crate) perms: Option<PathBuf>,
+    /// Second moments of `tcq4 calibrate --second-moments`, for `--rounding gptq`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) second_moments: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) rounding: RoundingArgs,
     #[command(flatten)]
     pub(crate) production: ProductionArgs,
+}
+
+/// `tcq4 merge`
+#[derive(Debug, Args)]
+pub(crate) struct MergeArgs {
+    /// Statistics, or second moments, of parts of one text
+    #[arg(required = true)]
+    pub(crate) inputs: Vec<PathBuf>,
+    /// The file to write
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// Replace an existing output
+    #[arg(short, long)]
+    pub(crate) force: bool,
 }
 
 /// `tcq4 dequantize`

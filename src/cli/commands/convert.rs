@@ -1,17 +1,18 @@
 //! `tcq4 convert`: the main job in one go.
 
-use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::effort::{TextPasses, Times};
+use super::moments::{self, Kept, Moments};
 use super::produce::{Evidence, Production, print_recipe};
 use super::statistics::{self, Keep, Run};
+use crate::calib::Statistics;
 use crate::cli::args::ConvertArgs;
 use crate::cli::settings::{self, Setting};
 use crate::cli::{Outcome, Session, data};
-use crate::convert::{Conversion, compensation_cost, time_encoding};
+use crate::convert::{Conversion, SecondMoments, moments_requests, single_run, time_encoding};
 use crate::corpus::SourceSpec;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gguf::Source;
 use crate::quant::{Needs, Recipe};
 
@@ -33,18 +34,38 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
     if let Some(path) = &args.stats {
         settings::check_side_output(path, output, args.production.out.force, &source, &inputs)?;
     }
+    let kept = args.second_moments.as_deref();
+    if kept.is_some() && !recipe.needs().covers(Needs::SECOND_MOMENTS) {
+        return Err(useless_moments().into());
+    }
+    if let Some(path) = kept.filter(|path| !path.exists() || args.production.out.force) {
+        settings::check_side_output(path, output, args.production.out.force, &source, &inputs)?;
+    }
     plan.check_encoders()?; // before the long part
     if work.text().is_none() {
         return production.finish(&plan, Evidence::default());
     }
     let run = work.open()?;
-    let statistics = run.statistics()?;
+    let (statistics, moments) = work.measure(&run, &plan)?;
     if let Some(path) = &args.stats {
         statistics::save(path, &statistics, args.production.out.force, &source)?;
     }
     let statistics_file = args.stats.as_ref().map(|path| path.display().to_string());
-    let evidence = Evidence { statistics: Some(statistics), statistics_file, orders: None, moments: Some(&run) };
+    let evidence =
+        Evidence { statistics: Some(statistics), statistics_file, orders: None, moments: moments.as_ref().map(as_dyn) };
     production.finish(&plan, evidence)
+}
+
+fn as_dyn<'m>(moments: &'m Moments<'_>) -> &'m dyn SecondMoments {
+    moments
+}
+
+/// What is said about a file of second moments that nothing reads.
+pub(super) fn useless_moments() -> Error {
+    Error::Usage {
+        message: "--second-moments is of no use without GPTQ".into(),
+        hint: Some("pass --rounding gptq, or leave it out".into()),
+    }
 }
 
 /// What has to be measured, and with what.
@@ -62,6 +83,23 @@ impl<'a> Work<'a> {
         let wanted = self.recipe.needs() != Needs::NOTHING || self.args.stats.is_some();
         let Recipe { samples: chunks, .. } = *self.recipe;
         wanted.then_some(TextPasses { statistics: true, chunks, ctx: self.args.calibration.ctx })
+    }
+
+    /// The statistics, and where second moments come from if they are needed.
+    fn measure<'r>(&self, run: &'r Run<'r>, plan: &Conversion) -> Result<(Statistics, Option<Moments<'r>>)> {
+        if !self.recipe.needs().covers(Needs::SECOND_MOMENTS) {
+            return Ok((run.statistics()?, None));
+        }
+        let (model, memory) = ((self.source, plan), self.recipe.memory.0);
+        let (statistics, moments) = match &self.args.second_moments {
+            None => moments::measure(run, model, memory)?,
+            Some(path) => {
+                let kept = Kept { path, force: self.args.production.out.force, memory };
+                let (statistics, file) = kept.measure(self.session, run, model)?;
+                (statistics, Moments::File(file))
+            }
+        };
+        Ok((statistics, Some(moments)))
     }
 
     /// Reads the text and loads the model. Sample rows are kept for steps that measure by them, and in statistics files, for whatever is made of
@@ -87,10 +125,13 @@ impl<'a> Work<'a> {
         let pass = |(begin, chunk): (f64, f64)| begin + chunks * chunk;
         let mut seconds = begin + pass(run.time(None)?);
         if self.recipe.needs().covers(Needs::SECOND_MOMENTS) {
-            let (passes, _) = compensation_cost(self.source, plan, self.recipe.memory.0);
-            // All inputs are summed once; where that takes several passes, the model runs that much more often.
-            seconds += pass(run.time(Some(&settings::targets(plan)))?);
-            seconds += (passes.max(1) - 1) as f64 * pass(run.time(Some(&BTreeSet::new()))?);
+            let memory = self.recipe.memory.0;
+            for batch in moments_requests(self.source, plan, memory) {
+                seconds += pass(run.time(Some(&batch))?);
+            }
+            if single_run(self.source, plan, memory).is_some() {
+                seconds -= pass(run.time(Some(&[]))?); // the model runs once for both
+            }
         }
         Ok(Times { text_seconds: seconds, encoding })
     }

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::convert::{Conversion, EncodingTime, compensation_cost, working_memory};
+use crate::convert::{
+    CompensationLimits, Conversion, EncodingTime, compensation_cost, compensation_limits, single_run, working_memory,
+};
 use crate::gguf::Source;
 use crate::quant::{Needs, Recipe};
 use crate::util::units::{Bytes, Elapsed};
@@ -45,6 +47,10 @@ pub(super) struct Effort {
     chunks: u32,
     ctx: u32,
     memory: Memory,
+    /// What second moments cannot be within that memory.
+    limits: CompensationLimits,
+    #[serde(skip)]
+    moments_memory: u64,
     pub(super) times: Option<Times>,
 }
 
@@ -53,9 +59,15 @@ impl Effort {
     pub(super) fn new(source: &Source, plan: &Conversion, recipe: &Recipe, text: Option<TextPasses>) -> Self {
         let gptq = recipe.needs().covers(Needs::SECOND_MOMENTS);
         let (runs, second_moments) = if gptq { compensation_cost(source, plan, recipe.memory.0) } else { (0, 0) };
+        // One pass measures both where all of it fits.
+        let together = gptq && single_run(source, plan, recipe.memory.0).is_some();
+        let limits =
+            if gptq { compensation_limits(source, plan, recipe.memory.0) } else { CompensationLimits::default() };
         Self {
+            limits,
+            moments_memory: recipe.memory.0,
             measures: if text.is_some() { recipe.needs() } else { Needs::NOTHING },
-            passes: text.map_or(0, |text| usize::from(text.statistics) + runs),
+            passes: text.map_or(0, |text| usize::from(text.statistics && !together) + runs),
             chunks: text.map_or(0, |text| text.chunks),
             ctx: text.map_or(0, |text| text.ctx),
             memory: Memory { weights_mapped: source.total_bytes(), second_moments, work: working_memory(plan) },
@@ -83,8 +95,27 @@ impl Effort {
             Bytes(work),
             Bytes(weights_mapped),
         );
+        text += &self.limits_text();
         if let Some(times) = &self.times {
             text += &format!("\n{}", times.line());
+        }
+        text
+    }
+
+    /// What memory does not suffice for.
+    fn limits_text(&self) -> String {
+        let (mut text, memory) = (String::new(), Bytes(self.moments_memory));
+        if let Some((name, columns)) = self.limits.blocks.first() {
+            text += &format!(
+                "\nWARNING: {memory} of memory do not suffice to weigh all columns of {} tensors together ({name} ..): errors are made up for within blocks of {columns} columns; a larger --memory gives better codes",
+                self.limits.blocks.len()
+            );
+        }
+        if let Some(name) = self.limits.shared.first() {
+            text += &format!(
+                "\nWARNING: {memory} of memory do not suffice for second moments of each expert of {} tensors ({name} ..): the experts of a layer share one; a larger --memory gives each its own",
+                self.limits.shared.len()
+            );
         }
         text
     }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::convert::useless_moments;
 use super::effort::Times;
+use super::moments::{self, Moments};
 use super::produce::{Evidence, Production, print_recipe};
 use super::statistics;
 use crate::calib::perms;
@@ -25,11 +27,22 @@ pub(in crate::cli) fn run(session: &Session, args: &QuantizeArgs) -> Outcome {
         return Ok(0);
     };
     let in_statistics = Needs::CHANNELS | Needs::MEANS | Needs::ROWS;
-    settings::check_needs(&recipe, if args.stats.is_some() { in_statistics } else { Needs::NOTHING })?;
-    let inputs: Vec<PathBuf> = args.stats.iter().chain(&args.perms).chain(&method.recipe).cloned().collect();
+    let known = if args.stats.is_some() { in_statistics } else { Needs::NOTHING };
+    let gptq = recipe.needs().covers(Needs::SECOND_MOMENTS);
+    if args.second_moments.is_some() && !gptq {
+        return Err(useless_moments().into());
+    }
+    let known = if args.second_moments.is_some() { known | Needs::SECOND_MOMENTS } else { known };
+    settings::check_needs(&recipe, known)?;
+    let inputs: Vec<PathBuf> =
+        args.stats.iter().chain(&args.perms).chain(&args.second_moments).chain(&method.recipe).cloned().collect();
     let production =
         Production { session, source: &source, output, args: &args.production, inputs: &inputs, recipe: &recipe };
-    let mut evidence = Evidence::default();
+    let moments = match &args.second_moments {
+        Some(path) => Some(Moments::File(moments::load(session, path, &source)?)),
+        None => None,
+    };
+    let mut evidence = Evidence { moments: moments.as_ref().map(|moments| moments as _), ..Evidence::default() };
     if let Some(path) = &args.stats {
         evidence.statistics = Some(statistics::load(path, &source)?);
         evidence.statistics_file = Some(path.display().to_string());

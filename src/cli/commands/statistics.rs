@@ -1,15 +1,17 @@
 //! Statistics for the commands that need them: measured on the default or a given text, kept, read back.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use crate::calib::moments_store::MomentsOrigin;
 use crate::calib::run::{COMPOSITION_NOTE, forget_checkpoint};
-use crate::calib::{CalibrationOptions, Hessian, Statistics, calibrate, second_moments, store};
+use crate::calib::{
+    CalibrationOptions, InputMoments, MomentsRequest, Shard, Statistics, calibrate, calibrate_with_moments,
+    second_moments, store,
+};
 use crate::cli::args::CalibrationArgs;
 use crate::cli::{Session, data};
-use crate::convert::SecondMoments;
 use crate::corpus::chunks::Selection;
 use crate::corpus::overlap::WORTH_A_WARNING;
 use crate::corpus::{Corpus, Overlap, Purpose, SourceSpec, load as load_text};
@@ -95,14 +97,16 @@ impl<'a> Run<'a> {
         self
     }
 
-    /// Seconds of one pass of the text: what it begins with, and every chunk. Measures channel statistics, or second moments of `weights`.
-    pub(super) fn time(&self, weights: Option<&BTreeSet<String>>) -> Result<(f64, f64)> {
+    /// Seconds of one pass of the text: what it begins with, and every chunk. Measures channel statistics, or those second moments.
+    pub(super) fn time(&self, requests: Option<&[MomentsRequest]>) -> Result<(f64, f64)> {
         let watch = Stopwatch { progress: &self.session.progress, phase: Mutex::default() };
         let options = CalibrationOptions { samples: 1, rows: 0, checkpoint: None, ..self.options.clone() };
         let started = Instant::now();
-        match weights {
+        match requests {
             None => drop(calibrate(&self.model, &self.corpus, &self.fingerprint, &options, &watch)?),
-            Some(weights) => drop(second_moments(&self.model, &self.corpus, &options, weights, &watch)?),
+            Some(requests) => {
+                drop(second_moments(&self.model, &self.corpus, &options, requests, Shard::WHOLE, None, &watch)?);
+            }
         }
         let chunk = watch.phase.lock().map_or(0.0, |phase| phase.1.as_secs_f64());
         Ok(((started.elapsed().as_secs_f64() - chunk).max(0.0), chunk))
@@ -112,6 +116,24 @@ impl<'a> Run<'a> {
     pub(super) fn statistics(&self) -> Result<Statistics> {
         let progress = &self.session.progress;
         Ok(calibrate(&self.model, &self.corpus, &self.fingerprint, &self.options, progress)?.as_kept())
+    }
+
+    /// Measures second moments, in a run of the text of their own.
+    pub(super) fn second_moments(&self, requests: &[MomentsRequest]) -> Result<Vec<Option<InputMoments>>> {
+        second_moments(&self.model, &self.corpus, &self.options, requests, Shard::WHOLE, None, &self.session.progress)
+    }
+
+    /// Measures both in one run of the text: what [`Self::statistics`] and [`Self::second_moments`] give.
+    pub(super) fn both(&self, requests: &[MomentsRequest]) -> Result<(Statistics, Vec<Option<InputMoments>>)> {
+        let Self { model, corpus, fingerprint, options, session } = self;
+        let (statistics, moments) =
+            calibrate_with_moments(model, corpus, fingerprint, options, requests, &session.progress)?;
+        Ok((statistics.as_kept(), moments))
+    }
+
+    /// What second moments of this run are known by.
+    pub(super) fn origin(&self) -> Result<MomentsOrigin> {
+        MomentsOrigin::new(&self.model, &self.corpus, &self.fingerprint, &self.options, Shard::WHOLE)
     }
 }
 
@@ -143,10 +165,9 @@ impl Progress for Stopwatch<'_> {
     }
 }
 
-impl SecondMoments for Run<'_> {
-    fn measure(&self, weights: &BTreeSet<String>) -> Result<BTreeMap<String, Arc<Hessian>>> {
-        second_moments(&self.model, &self.corpus, &self.options, weights, &self.session.progress)
-    }
+/// Names a model by its tensors.
+pub(super) fn fingerprint(source: &Source) -> String {
+    store::fingerprint(source)
 }
 
 /// Runs the text through the model for its statistics alone.

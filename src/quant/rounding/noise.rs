@@ -3,6 +3,8 @@
 //! Measured on sample rows, and taken for the same in all columns of a chunk: the rotation spreads it evenly. Its correlation between columns is
 //! left out.
 
+use std::ops::Range;
+
 use super::basis::rotated_mean;
 use crate::calib::SampleRows;
 use crate::quant::{Activations, Transform};
@@ -42,6 +44,16 @@ impl ActivationNoise {
             sums.iter().flat_map(|sum| std::iter::repeat_n((pick(sum) / count) as f32, CHUNK)).collect()
         };
         (!rows.is_empty()).then(|| Self { power: spread(|sum| sum.0), with_input: spread(|sum| sum.1) })
+    }
+
+    /// That of some columns.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    #[must_use]
+    pub fn of_columns(&self, columns: Range<usize>) -> Self {
+        let [power, with_input] = [&self.power, &self.with_input].map(|values| values[columns.clone()].to_vec());
+        Self { power, with_input }
     }
 
     /// Makes E[(x + n)(x + n)ᵀ] of the second moment E[x xᵀ], a square matrix.
