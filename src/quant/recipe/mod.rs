@@ -250,12 +250,13 @@ impl Recipe {
         toml::to_string(self).unwrap_or_default()
     }
 
-    /// The recipe as it is recorded in a file: without what no weight depends on. `order` is "given" where a file gave the orders.
+    /// The recipe as it is recorded in a file: without memory, on which no weight depends, and without chunks, of which the record of the
+    /// calibration says how many there were. `order` is "given" where a file gave the orders.
     pub fn to_record(&self, orders_given: bool) -> serde_json::Value {
         let mut record = serde_json::json!({ "tcq4": env!("CARGO_PKG_VERSION") });
         if let (Some(record), Ok(serde_json::Value::Object(own))) = (record.as_object_mut(), serde_json::to_value(self))
         {
-            record.extend(own.into_iter().filter(|(key, _)| key != "memory"));
+            record.extend(own.into_iter().filter(|(key, _)| key != "memory" && key != "samples"));
             if orders_given {
                 record.insert("order".into(), "given".into());
             }

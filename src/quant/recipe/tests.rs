@@ -109,9 +109,9 @@ fn needs_are_those_of_the_steps() {
 }
 
 #[test]
-fn records_leave_out_what_no_weight_depends_on() {
+fn records_leave_out_memory_and_chunks() {
     let record = BEST.to_record(true);
-    assert!(record.get("memory").is_none());
+    assert!(record.get("memory").is_none() && record.get("samples").is_none());
     assert_eq!(
         (&record["rounding"], &record["order"], &record["act-order"]),
         (&"gptq".into(), &"given".into(), &true.into())
