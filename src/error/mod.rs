@@ -12,6 +12,7 @@ mod gguf;
 mod llama;
 mod model;
 mod ops;
+mod recipe;
 mod report;
 
 use std::io;
@@ -27,6 +28,7 @@ pub use gguf::GgufError;
 pub use llama::LlamaError;
 pub use model::ModelError;
 pub use ops::OpsError;
+pub use recipe::RecipeError;
 pub use report::ReportError;
 
 /// The result of everything in this crate that can fail.
@@ -103,6 +105,9 @@ pub enum Error {
     /// Numbers about a model cannot be exported.
     #[error(transparent)]
     Export(#[from] ExportError),
+    /// A recipe cannot be followed.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
     /// llama.cpp refused something.
     #[error(transparent)]
     Llama(#[from] LlamaError),
@@ -147,6 +152,7 @@ impl Error {
             Error::Compare(error) => error.class(),
             Error::Analysis(error) => error.class(),
             Error::Export(error) => error.class(),
+            Error::Recipe(error) => error.class(),
             Error::Llama(error) => error.class(),
             Error::Ops(error) => error.class(),
             Error::Report(_) => Class::Failed,
@@ -175,6 +181,7 @@ impl Error {
             Error::Compare(error) => error.hint(),
             Error::Analysis(error) => error.hint(),
             Error::Export(error) => error.hint(),
+            Error::Recipe(error) => error.hint(),
             Error::Llama(error) => error.hint(),
             Error::Ops(error) => error.hint(),
             Error::Report(error) => error.hint(),

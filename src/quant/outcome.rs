@@ -30,7 +30,7 @@ pub enum Applied {
 pub struct Measured<T> {
     /// The candidate.
     pub candidate: T,
-    /// The relative squared output error.
+    /// The relative squared output error; weighted, and not to be compared with others, where the salience weighs outputs.
     pub error: f64,
 }
 

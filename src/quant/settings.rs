@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use super::activation::Activations;
 use super::permute::Order;
-use super::salience::Salience;
+pub use super::salience::Salience;
+use super::step::Step;
 use crate::math::Permutation;
 use crate::tcq::Codec;
 
@@ -36,7 +39,8 @@ pub enum Orders {
 }
 
 /// How orders are applied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Apply {
     /// By the runtime.
     #[default]
@@ -60,4 +64,11 @@ pub struct Settings {
     pub activations: Activations,
     /// The codec that the objective quantises with.
     pub codec: Codec,
+}
+
+impl Settings {
+    /// The steps on input groups, in the order in which they are taken.
+    pub(super) fn steps(&self) -> [&dyn Step; 2] {
+        [&self.scales, &self.orders]
+    }
 }

@@ -12,6 +12,7 @@ use super::salience::measure::Found;
 use super::salience::weigh::Gates;
 use super::scale::{awq, closed_form, pooled};
 use super::settings::{Apply, Orders, Scales, Settings};
+use super::step::Needs;
 use crate::calib::{SampleRows, Statistics};
 use crate::error::Result;
 use crate::gguf::TensorInfo;
@@ -96,16 +97,15 @@ impl Ground<'_> {
             error: None,
         };
         let mut study = Study { evidence, salience: None, scale: None, order: None, outcome };
-        let objective = if self.measures() { self.objective(group, &study.outcome.tensors)? } else { None };
+        let steps = self.settings.steps();
+        let measures = steps.iter().any(|step| step.needs().covers(Needs::ROWS));
+        let objective = if measures { self.objective(group, &study.outcome.tensors)? } else { None };
         study.salience = self.followed_salience(group, objective.is_some(), &study)?;
-        self.choose_scale(group, objective.as_ref(), &mut study);
-        self.choose_order(group, objective.as_ref(), &mut study);
+        let mut bench = Bench { ground: self, group, objective: objective.as_ref(), study: &mut study };
+        for step in steps {
+            step.prepare(&mut bench);
+        }
         Ok(study)
-    }
-
-    /// Whether any choice is made by measurement.
-    fn measures(&self) -> bool {
-        matches!(self.settings.scales, Scales::Awq { .. }) || self.settings.orders == Orders::Auto
     }
 
     /// Makes the objective of a group from its sample rows; nothing where there are none.
@@ -141,8 +141,8 @@ impl Ground<'_> {
     }
 
     /// Chooses the scale.
-    fn choose_scale(&self, group: &InputGroup, objective: Option<&Objective>, study: &mut Study) {
-        if self.settings.scales == Scales::None {
+    fn choose_scale(&self, scales: Scales, group: &InputGroup, objective: Option<&Objective>, study: &mut Study) {
+        if scales == Scales::None {
             return;
         }
         if let Some(reason) = group.producer.why_not_scaled() {
@@ -161,20 +161,18 @@ impl Ground<'_> {
         };
         let mut outcome =
             ScaleOutcome { salience: None, fallback: None, alpha: None, min: 1.0, max: 1.0, tried: Vec::new() };
-        let scale = match (self.settings.scales, objective, &study.salience) {
-            (Scales::Awq { steps, .. }, Some(objective), Some(found)) => {
+        let scale =
+            if let (Scales::Awq { steps, .. }, Some(objective), Some(found)) = (scales, objective, &study.salience) {
                 (outcome.salience, outcome.fallback) = (Some(found.followed), found.fallback.clone());
                 let salience = pool(&found.values);
                 self.search(group, objective, channels, steps, &mut outcome, |alpha| spread(awq(&salience, alpha)))
-            }
-            (scales, ..) => {
+            } else {
                 if let Scales::Awq { salience, .. } = scales {
                     outcome.fallback =
                         Some(format!("no sample rows to search on: the closed form instead of {}", salience.name()));
                 }
                 spread(closed_form(&pool(&channels.mean_sq), &pool(&channels.weight_sq)))
-            }
-        };
+            };
         let range = |pick: fn(f32, f32) -> f32| scale.iter().copied().fold(1.0, pick);
         (outcome.min, outcome.max) = (range(f32::min), range(f32::max));
         study.outcome.scale = Some(outcome);
@@ -211,8 +209,8 @@ impl Ground<'_> {
     }
 
     /// Chooses the order, unless the residual stream chooses it for the group.
-    fn choose_order(&self, group: &InputGroup, objective: Option<&Objective>, study: &mut Study) {
-        study.outcome.unordered = self.why_fixed(group).filter(|_| self.settings.orders != Orders::Fixed(Order::None));
+    fn choose_order(&self, orders: &Orders, group: &InputGroup, objective: Option<&Objective>, study: &mut Study) {
+        study.outcome.unordered = self.why_fixed(group).filter(|_| *orders != Orders::Fixed(Order::None));
         if study.outcome.unordered.is_some() || self.waits_for_stream(group) {
             return;
         }
@@ -220,7 +218,7 @@ impl Ground<'_> {
         let channels = scale
             .as_ref()
             .map_or_else(|| study.evidence.channels.clone(), |scale| study.evidence.channels.scaled(scale));
-        let chosen = match (&self.settings.orders, objective) {
+        let chosen = match (orders, objective) {
             (Orders::Given(_), _) => return,
             (Orders::Fixed(order), _) => *order,
             (Orders::Auto, None) => Order::Zigzag,
@@ -286,6 +284,26 @@ pub(super) fn sampled_weights(weights: Weights<'_>, tensor: &TensorInfo, matrix:
         (weights.read)(tensor, u64::from(matrix) * rows as u64 + row as u64, into)?;
     }
     Ok(values)
+}
+
+/// One input group on which steps are taken, one after the other.
+pub struct Bench<'a> {
+    ground: &'a Ground<'a>,
+    group: &'a InputGroup,
+    objective: Option<&'a Objective>,
+    study: &'a mut Study,
+}
+
+impl Bench<'_> {
+    /// Chooses the scale, and records it.
+    pub(super) fn choose_scale(&mut self, scales: Scales) {
+        self.ground.choose_scale(scales, self.group, self.objective, self.study);
+    }
+
+    /// Chooses the order for the scale that was chosen, and records it.
+    pub(super) fn choose_order(&mut self, orders: &Orders) {
+        self.ground.choose_order(orders, self.group, self.objective, self.study);
+    }
 }
 
 /// The first candidate whose error is the least, or within [`NOISE`] of it.

@@ -87,7 +87,9 @@ fn the_operations_agree_with_numpy() {
     let shape = [TOKENS, ROWS, COLUMNS, GROUP].map(|n| n.to_string());
     let done = Command::new(&python).args(["-c", OPS]).arg(dir.path()).args(shape).output().unwrap();
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    let expected = |name: &str| bytemuck::pod_collect_to_vec::<u8, f32>(&dir.read(name));
+    let expected = |name: &str| -> Vec<f32> {
+        dir.read(name).as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
+    };
 
     let (activations, weights) = (Matrix::new(&x, TOKENS, COLUMNS).unwrap(), Matrix::new(&w, ROWS, COLUMNS).unwrap());
     assert!(close(&awq_channel_scores(activations, weights).unwrap(), &expected("awq"), 1e-6));

@@ -17,6 +17,8 @@ mod cli_errors;
 mod cli_export;
 mod cli_outputs;
 #[cfg(feature = "llama")]
+mod cli_recipe;
+#[cfg(feature = "llama")]
 mod cli_rounding;
 mod convert;
 #[cfg(feature = "llama")]

@@ -1,7 +1,7 @@
 //! The calibration operations that AWQ, GPTQ and Fisher-weighted methods are made of, on plain f32 matrices: the definitions of boostr's
 //! `CalibrationOps`, with its defects mended where they change results.
 //!
-//! They are small and exact rather than fast, and know nothing of models: converting a model goes through [`crate::quant`], which has its own blocked
+//! They are small and exact rather than fast, and know nothing of models: converting a model goes through `quant`, which has its own blocked
 //! kernels for the TCQ4 grid.
 //!
 //! | operation | shapes | result |

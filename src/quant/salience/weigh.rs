@@ -139,7 +139,10 @@ mod tests {
             producer: Producer::Ffn { linear, nonlinear },
             in_stream: false,
         };
-        let of = |name: &str| Gates { function: Function::of(name), ..Gates::new(&[group.clone()], &Arch::default()) };
+        let of = |name: &str| Gates {
+            function: Function::of(name),
+            ..Gates::new(std::slice::from_ref(&group), &Arch::default())
+        };
         let gates = of("llama");
         assert_eq!(gates.after("blk.0.ffn_gate_up_exps.weight", 7), Some(Function::Silu));
         assert_eq!(gates.after("blk.0.ffn_gate_up_exps.weight", 8), None, "the linear half");
