@@ -9,7 +9,7 @@ use super::hessian::Hessian;
 use super::run::{CalibrationOptions, context};
 use crate::corpus::Corpus;
 use crate::corpus::chunks::Chunks;
-use crate::llama::{Capture, InputId, Model, Node, Observer};
+use crate::llama::{Capture, InputId, Logits, Model, Node, Observer, Rewriter, Watch};
 use crate::math::products::LANES;
 use crate::util::progress::{Progress, Unit};
 use crate::{Error, Result};
@@ -18,7 +18,8 @@ use crate::{Error, Result};
 type Key = (InputId, Option<InputId>);
 
 /// Runs the text of [`super::calibrate`], all chunks that it sums up, and gives the second moments of the inputs of `weights` as far as the model
-/// reads them; weights with the same input share one.
+/// reads them; weights with the same input share one. A `rewriter` takes part in the passes: what it changes is measured as it was for everybody but
+/// the multiplications that it is changed for.
 ///
 /// # Errors
 /// As [`super::calibrate`].
@@ -27,6 +28,7 @@ pub fn second_moments(
     corpus: &Corpus,
     options: &CalibrationOptions,
     weights: &BTreeSet<String>,
+    mut rewriter: Option<&mut dyn Rewriter>,
     progress: &dyn Progress,
 ) -> Result<BTreeMap<String, Arc<Hessian>>> {
     let chunks = Chunks::of(model, corpus, options.ctx)?;
@@ -40,7 +42,12 @@ pub fn second_moments(
             return Err(Error::Interrupted);
         }
         context.clear();
-        context.decode_observed(&chunks.get(chunk), &mut hessians)?;
+        let rewriter: Option<&mut dyn Rewriter> = match &mut rewriter {
+            Some(rewriter) => Some(&mut **rewriter),
+            None => None,
+        };
+        let watch = Watch { observer: Some(&mut hessians), rewriter };
+        context.decode_watched(&chunks.get(chunk), Logits::None, watch)?;
         progress.advance(u64::from(options.ctx));
     }
     progress.end();

@@ -118,8 +118,9 @@ pub(super) fn recipe(settings: &Settings, codes: &Codes<'_>) -> String {
     let rounding = match codes {
         Codes::Nearest => json!("nearest"),
         Codes::Greedy(_) => json!("greedy"),
-        Codes::Gptq(Compensation { rounding, damp, act_order, .. }) => json!({
-            "gptq": { "damp": damp, "act_order": act_order, "feedback": rounding.feedback, "refine": rounding.descents, "refit": rounding.refit }
+        Codes::Gptq(Compensation { rounding, damp, act_order, sequential, .. }) => json!({
+            "gptq": { "damp": damp, "act_order": act_order, "feedback": rounding.feedback, "refine": rounding.descents, "refit": rounding.refit },
+            "layer_batch": sequential.as_ref().map(|sequential| sequential.blocks),
         }),
     };
     json!({

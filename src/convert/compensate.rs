@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::plan::Conversion;
+use super::sequential::Sequential;
 use crate::Result;
 use crate::calib::{ChannelStats, Hessian, Statistics};
 use crate::gguf::{Source, TensorInfo};
@@ -38,6 +39,8 @@ pub struct Compensation<'a> {
     pub act_order: bool,
     /// Bytes that second moments may take at a time; a single input may take more.
     pub memory: u64,
+    /// Whether later layers are measured behind quantised ones.
+    pub sequential: Option<Sequential<'a>>,
 }
 
 /// How codes are chosen.
@@ -147,7 +150,7 @@ impl Batch {
 
 impl Group {
     /// Bytes of the second moment: its upper triangle in f32.
-    fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         self.columns * self.columns / 2 * size_of::<f32>() as u64
     }
 
@@ -182,8 +185,8 @@ pub fn compensation_cost(source: &Source, plan: &Conversion, memory: u64) -> (us
     (batches.len(), held + WORK * widest * widest)
 }
 
-/// Cuts the TCQ4 tensors of a plan into batches of consecutive inputs whose second moments fit into `memory` together.
-pub(super) fn batches(source: &Source, plan: &Conversion, memory: u64) -> Vec<Batch> {
+/// The TCQ4 tensors of a plan by their inputs, in the order of the plan.
+pub(super) fn inputs(source: &Source, plan: &Conversion) -> Vec<Group> {
     let wanted = plan.tensors.iter().enumerate().filter(|(_, tensor)| tensor.is_tcq4());
     let mut index: BTreeMap<&str, usize> = wanted.map(|(index, tensor)| (tensor.name.as_str(), index)).collect();
     let shapes = source.tensors().iter().map(|tensor| Shape { name: &tensor.name, dims: &tensor.dims });
@@ -196,9 +199,19 @@ pub(super) fn batches(source: &Source, plan: &Conversion, memory: u64) -> Vec<Ba
         .filter(|group| !group.tensors.is_empty())
         .collect();
     found.sort_by_key(|group| group.tensors[0]);
+    found
+}
+
+/// Cuts the TCQ4 tensors of a plan into batches of consecutive inputs whose second moments fit into `memory` together.
+pub(super) fn batches(source: &Source, plan: &Conversion, memory: u64) -> Vec<Batch> {
+    cut(inputs(source, plan), memory)
+}
+
+/// Cuts inputs into batches whose second moments fit into `memory` together.
+pub(super) fn cut(groups: Vec<Group>, memory: u64) -> Vec<Batch> {
     let mut batches: Vec<Batch> = Vec::new();
     let mut used = 0;
-    for group in found {
+    for group in groups {
         used += group.bytes();
         match batches.last_mut() {
             Some(batch) if used <= memory => batch.groups.push(group),
@@ -225,11 +238,11 @@ impl AddAssign for OutputSums {
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct OutputSums {
     /// With the weights in place of their errors.
-    energy: f64,
-    nearest: f64,
-    compensated: f64,
-    measure: Option<Measure>,
-    damping: Option<Damping>,
+    pub(super) energy: f64,
+    pub(super) nearest: f64,
+    pub(super) compensated: f64,
+    pub(super) measure: Option<Measure>,
+    pub(super) damping: Option<Damping>,
 }
 
 impl OutputSums {

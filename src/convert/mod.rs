@@ -1,5 +1,6 @@
 //! Conversion: plan, encode, write, verify; and the way back. Everything that reads one model and writes another.
 
+mod checkpoint;
 mod compensate;
 mod decode;
 mod dequantize;
@@ -11,10 +12,12 @@ mod metadata;
 mod plan;
 mod record;
 mod run;
+mod sequential;
 mod stripes;
 mod units;
 mod verify;
 
+pub use checkpoint::Checkpoint;
 pub use compensate::{Codes, Compensation, Measure, OutputError, SecondMoments, compensation_cost};
 pub use dequantize::{Dequantized, dequantize};
 pub use encode::read_rows;
@@ -22,6 +25,7 @@ pub use keys::permutations;
 pub use metadata::{CalibrationValue, Provenance, output_metadata};
 pub use plan::{Conversion, PlanSettings, PlannedTensor, Reason, TypeRule, is_tcq4};
 pub use run::{Converted, Job, Target, TensorLoss, convert};
+pub use sequential::{Sequential, Stream, layer_batch};
 pub use stripes::{Recipe, Stripe, Stripes, recorded_transforms};
 pub use units::working_memory;
 pub use verify::{TensorReport, Verification, verify, verify_against};

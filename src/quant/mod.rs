@@ -13,6 +13,7 @@ pub mod prepare;
 pub mod rounding;
 pub mod scale;
 pub mod settings;
+mod simulate;
 mod study;
 pub mod transform;
 
@@ -22,4 +23,5 @@ pub use outcome::{Applied, Grounds, GroupOutcome, Measured, ScaleOutcome};
 pub use permute::{Channels, Order};
 pub use prepare::{Prepared, prepare};
 pub use settings::{Apply, Orders, Salience, Scales, Settings};
+pub use simulate::Simulation;
 pub use transform::Transform;

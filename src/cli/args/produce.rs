@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::sequential::SequentialArgs;
 use super::shared::{CalibrationArgs, PermsOutputArgs, ProductionArgs};
 use crate::cli::values::{FloatType, Margin, Preset, RoundingArg, Size};
 
@@ -44,6 +45,8 @@ pub(crate) struct ConvertArgs {
     pub(crate) stats: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) rounding: RoundingArgs,
+    #[command(flatten)]
+    pub(crate) sequential: SequentialArgs,
     #[command(flatten)]
     pub(crate) calibration: CalibrationArgs,
     #[command(flatten)]

@@ -2,13 +2,14 @@
 
 use super::produce::{Choice, Evidence, Production};
 use super::statistics;
-use crate::cli::args::{ConvertArgs, RoundingArgs};
+use crate::cli::args::{ConvertArgs, RoundingArgs, SequentialArgs};
 use crate::cli::values::{Preset, RoundingArg};
 use crate::cli::{Outcome, Session, data, settings};
-use crate::convert::Compensation;
+use crate::convert::{Checkpoint, Compensation, Conversion, Sequential, layer_batch};
 use crate::error::{Error, Result};
 use crate::gguf::Source;
 use crate::model::Arch;
+use crate::quant::Simulation;
 use crate::quant::rounding::Rounding;
 use crate::tcq::Encoder;
 
@@ -33,16 +34,20 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
         settings::check_side_output(path, &args.output, args.production.out.force, &source, &texts)?;
     }
     plan.check_encoders()?; // before the long part
+    if args.sequential.sequential {
+        checkpoint(args).check(args.production.out.force)?;
+    }
     let has_experts = Arch::from_metadata(source.metadata()).experts > 0;
     let samples = samples(args.rounding.preset, has_experts);
     let keep = statistics::Keep::in_memory();
-    let run = statistics::Run::open(session, &source, &args.calibration, &specs, samples, &keep)?;
+    let simulation = simulation(session, args)?;
+    let run = statistics::Run::open(session, &source, &args.calibration, &specs, samples, &keep, simulation)?;
     let statistics = run.statistics()?;
     if let Some(path) = &args.stats {
         statistics::save(path, &statistics, args.production.out.force, &source)?;
     }
     let statistics_file = args.stats.as_ref().map(|path| path.display().to_string());
-    let choice = choice(&args.rounding, &run);
+    let choice = choice(args, &source, &plan, &run);
     production.finish(&plan, Evidence { statistics: Some(statistics), statistics_file, orders: None, choice })
 }
 
@@ -64,7 +69,28 @@ fn check(args: &ConvertArgs) -> Result<()> {
             hint: Some("leave out --encoder parity, or pass --rounding nearest".into()),
         });
     }
+    if args.sequential.sequential && rounding(&args.rounding) != RoundingArg::Gptq {
+        return Err(Error::Usage {
+            message: "--sequential measures what only GPTQ rounds by".into(),
+            hint: Some("add --rounding gptq or --preset best".into()),
+        });
+    }
     Ok(())
+}
+
+/// Where a sequential conversion keeps what is done.
+fn checkpoint(args: &ConvertArgs) -> Checkpoint {
+    let mut folder = args.output.as_os_str().to_os_string();
+    folder.push(".partial");
+    Checkpoint { folder: folder.into(), resume: args.sequential.resume }
+}
+
+/// What rounds activations in a sequential conversion.
+fn simulation(session: &Session, args: &ConvertArgs) -> Result<Option<Simulation>> {
+    let method = &args.production.method;
+    let none = [];
+    let simulation = || Ok(Simulation::new(method.activations, session.codec(method.encoder)?, none));
+    args.sequential.sequential.then(simulation).transpose()
 }
 
 fn rounding(args: &RoundingArgs) -> RoundingArg {
@@ -75,7 +101,13 @@ fn rounding(args: &RoundingArgs) -> RoundingArg {
 }
 
 /// How codes are chosen.
-fn choice<'a>(args: &RoundingArgs, moments: &'a statistics::Run<'_>) -> Choice<'a> {
+fn choice<'a>(args: &ConvertArgs, source: &Source, plan: &Conversion, moments: &'a statistics::Run<'_>) -> Choice<'a> {
+    let sequential = |memory: u64| {
+        let SequentialArgs { sequential, layer_batch: blocks, .. } = args.sequential;
+        let blocks = || blocks.unwrap_or_else(|| layer_batch(source, plan, memory));
+        sequential.then(|| Sequential { stream: moments, blocks: blocks(), checkpoint: checkpoint(args) })
+    };
+    let args = &args.rounding;
     match (rounding(args), moments_memory(args)) {
         (RoundingArg::Greedy, _) => Choice::Greedy,
         (RoundingArg::Gptq, Some(memory)) => Choice::Gptq(Compensation {
@@ -84,6 +116,7 @@ fn choice<'a>(args: &RoundingArgs, moments: &'a statistics::Run<'_>) -> Choice<'
             damp: args.damp.0,
             act_order: !args.no_act_order,
             memory,
+            sequential: sequential(memory),
         }),
         (RoundingArg::Nearest | RoundingArg::Gptq, _) => Choice::Nearest,
     }

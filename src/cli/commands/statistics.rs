@@ -2,19 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::calib::run::{COMPOSITION_NOTE, forget_checkpoint};
 use crate::calib::{CalibrationOptions, Hessian, Statistics, calibrate, second_moments, store};
 use crate::cli::args::CalibrationArgs;
 use crate::cli::{Session, data};
-use crate::convert::SecondMoments;
+use crate::convert::{SecondMoments, Stream};
 use crate::corpus::chunks::Selection;
 use crate::corpus::overlap::WORTH_A_WARNING;
 use crate::corpus::{Corpus, Overlap, Purpose, SourceSpec, load as load_text};
 use crate::error::Result;
 use crate::gguf::Source;
-use crate::llama::{Model, ModelOptions};
+use crate::llama::{Model, ModelOptions, Rewriter};
+use crate::quant::{Simulation, Transform};
 use crate::util::progress::Progress;
 
 /// The calibration text that ships with the binary: public domain, see fixtures/README.md.
@@ -57,12 +58,14 @@ pub(super) struct Run<'a> {
     session: &'a Session,
     fingerprint: String,
     corpus: Corpus,
-    model: Model,
+    model: RwLock<Model>,
     options: CalibrationOptions,
+    /// What rounds activations, where the model is to become the quantised one.
+    simulation: Option<Mutex<Simulation>>,
 }
 
 impl<'a> Run<'a> {
-    /// Reads the text and loads the model.
+    /// Reads the text and loads the model, for writing if a `simulation` says how activations are to be rounded.
     pub(super) fn open(
         session: &'a Session,
         source: &Source,
@@ -70,6 +73,7 @@ impl<'a> Run<'a> {
         specs: &[SourceSpec],
         default_samples: u32,
         keep: &Keep,
+        simulation: Option<Simulation>,
     ) -> Result<Self> {
         let samples = args.samples.unwrap_or(default_samples) as usize;
         let corpus = text(session, source, args, specs, samples)?;
@@ -80,7 +84,8 @@ impl<'a> Run<'a> {
                 corpus.duplicates + corpus.samples
             ));
         }
-        let model = Model::load(source.first_shard(), &ModelOptions { gpu_layers: args.ngl })?;
+        let model_options = ModelOptions { gpu_layers: args.ngl, writable: simulation.is_some() };
+        let model = RwLock::new(Model::load(source.first_shard(), &model_options)?);
         let options = CalibrationOptions {
             ctx: args.ctx,
             samples,
@@ -90,19 +95,39 @@ impl<'a> Run<'a> {
             resume: keep.resume,
             ..CalibrationOptions::default()
         };
-        Ok(Self { session, fingerprint: store::fingerprint(source), corpus, model, options })
+        let (fingerprint, simulation) = (store::fingerprint(source), simulation.map(Mutex::new));
+        Ok(Self { session, fingerprint, corpus, model, options, simulation })
     }
 
     /// Measures the statistics. What comes of them is the same whether they take the way through a file or not.
     pub(super) fn statistics(&self) -> Result<Statistics> {
         let progress = &self.session.progress;
-        Ok(calibrate(&self.model, &self.corpus, &self.fingerprint, &self.options, progress)?.as_kept())
+        let model = self.model.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(calibrate(&model, &self.corpus, &self.fingerprint, &self.options, progress)?.as_kept())
     }
 }
 
 impl SecondMoments for Run<'_> {
     fn measure(&self, weights: &BTreeSet<String>) -> Result<BTreeMap<String, Arc<Hessian>>> {
-        second_moments(&self.model, &self.corpus, &self.options, weights, &self.session.progress)
+        let model = self.model.read().unwrap_or_else(PoisonError::into_inner);
+        let mut simulation =
+            self.simulation.as_ref().map(|simulation| simulation.lock().unwrap_or_else(PoisonError::into_inner));
+        let rewriter = simulation.as_deref_mut().filter(|simulation| simulation.rounds());
+        let rewriter = rewriter.map(|simulation| simulation as &mut dyn Rewriter);
+        second_moments(&model, &self.corpus, &self.options, weights, rewriter, &self.session.progress)
+    }
+}
+
+impl Stream for Run<'_> {
+    fn replace(&self, tensor: &str, offset: u64, bytes: &[u8]) -> Result<bool> {
+        let mut model = self.model.write().unwrap_or_else(PoisonError::into_inner);
+        model.replace(tensor, usize::try_from(offset).unwrap_or(usize::MAX), bytes)
+    }
+
+    fn round(&self, tensor: &str, transform: &Transform) {
+        if let Some(simulation) = &self.simulation {
+            simulation.lock().unwrap_or_else(PoisonError::into_inner).add(tensor, transform);
+        }
     }
 }
 
@@ -115,7 +140,7 @@ pub(super) fn measure(
     default_samples: u32,
     keep: &Keep,
 ) -> Result<Statistics> {
-    Run::open(session, source, args, specs, default_samples, keep)?.statistics()
+    Run::open(session, source, args, specs, default_samples, keep, None)?.statistics()
 }
 
 /// The text, compared with an evaluation text if that was asked.
