@@ -43,7 +43,11 @@ impl Checkpoint {
     /// # Errors
     /// [`ConvertError::LeftOver`].
     pub fn check(&self, force: bool) -> Result<()> {
-        if self.resume || force || fs::symlink_metadata(&self.folder).is_err() {
+        let batch = |entry: io::Result<fs::DirEntry>| {
+            entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX))
+        };
+        let kept = fs::read_dir(&self.folder).is_ok_and(|mut entries| entries.any(batch));
+        if self.resume || force || !kept {
             return Ok(());
         }
         Err(ConvertError::LeftOver { path: self.folder.clone() }.into())
@@ -57,7 +61,7 @@ impl Checkpoint {
         empty(&self.folder)?;
         match fs::remove_dir(&self.folder) {
             // Somebody keeps other things there.
-            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => Ok(()),
+            Err(error) if matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::NotFound) => Ok(()),
             removed => removed.map_err(Error::io(&self.folder, "remove")),
         }
     }
@@ -206,6 +210,13 @@ impl<'a> Folder<'a> {
     }
 }
 
+impl Drop for Folder<'_> {
+    fn drop(&mut self) {
+        // An empty folder is of no use; one with something in it stays.
+        let _ = fs::remove_dir(self.path);
+    }
+}
+
 /// Removes our files from a folder.
 fn empty(folder: &Path) -> Result<()> {
     let all = || -> io::Result<()> {
@@ -219,7 +230,10 @@ fn empty(folder: &Path) -> Result<()> {
         }
         Ok(())
     };
-    all().map_err(Error::io(folder, "empty"))
+    match all() {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        done => done.map_err(Error::io(folder, "empty")),
+    }
 }
 
 /// The footer of a file of `len` bytes, and the bytes of rows before it; `None` if they are not what they should be.

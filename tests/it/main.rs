@@ -41,5 +41,7 @@ mod report;
 mod rewrite;
 mod rounding;
 mod safety;
+#[cfg(feature = "llama")]
+mod sequential;
 mod support;
 mod tiny_forward;
