@@ -6,6 +6,7 @@ pub mod activation;
 pub mod evidence;
 pub mod fold;
 mod generic;
+pub mod input;
 pub mod objective;
 pub mod outcome;
 pub mod permute;
@@ -19,6 +20,7 @@ pub mod transform;
 
 pub use activation::Activations;
 pub use evidence::ReadRows;
+pub use input::InputRounding;
 pub use outcome::{Applied, Grounds, GroupOutcome, Measured, ScaleOutcome};
 pub use permute::{Channels, Order};
 pub use prepare::{Prepared, prepare};

@@ -17,7 +17,7 @@ use tcq4::error::{Error, LlamaError};
 use tcq4::gguf::{GgmlType, Sharding, Source};
 use tcq4::llama::{Context, ContextOptions, Logits, Model, ModelOptions, Rewriter};
 use tcq4::quant::rounding::Rounding;
-use tcq4::quant::{Activations, Apply, Order, Orders, Scales, Settings, Simulation, Transform, prepare};
+use tcq4::quant::{Activations, Apply, InputRounding, Order, Orders, Scales, Settings, Simulation, Transform, prepare};
 use tcq4::tcq::{Codec, Encoder};
 use tcq4::util::progress::NoProgress;
 
@@ -47,7 +47,8 @@ fn a_model_with_all_weights_replaced_is_the_other_model() {
         tiny(2).write(&dir.file("b.gguf"));
         let other = Source::open(&dir.file("b.gguf")).unwrap();
         let mut model = writable(&dir.file("a.gguf"));
-        let (own, expected) = (logits(&model), logits(&Model::load(&dir.file("b.gguf"), &ModelOptions::default()).unwrap()));
+        let (own, expected) =
+            (logits(&model), logits(&Model::load(&dir.file("b.gguf"), &ModelOptions::default()).unwrap()));
         for tensor in other.tensors() {
             let data = other.data(tensor);
             for (index, piece) in data.chunks(data.len() / 2).enumerate() {
@@ -79,6 +80,7 @@ fn weights_are_replaced_only_where_that_is_possible() {
 /// A model that runs, as the command has it.
 struct Running {
     model: RwLock<Model>,
+    activations: Activations,
     simulation: Mutex<Simulation>,
     corpus: Corpus,
     /// The weights whose inputs are measured.
@@ -100,8 +102,8 @@ fn codec() -> Codec {
 
 impl Running {
     fn new(path: &Path, activations: Activations) -> Self {
-        let simulation = Mutex::new(Simulation::new(activations, codec(), []));
-        Self { model: RwLock::new(writable(path)), simulation, corpus: corpus(), only: |_| true }
+        let simulation = Mutex::new(Simulation::of(codec(), []));
+        Self { model: RwLock::new(writable(path)), activations, simulation, corpus: corpus(), only: |_| true }
     }
 }
 
@@ -120,7 +122,8 @@ impl Stream for Running {
     }
 
     fn round(&self, tensor: &str, transform: &Transform) {
-        self.simulation.lock().unwrap().add(tensor, transform);
+        let way = InputRounding::before(self.activations, Some(transform));
+        self.simulation.lock().unwrap().add(tensor.to_owned(), way);
     }
 }
 
@@ -157,7 +160,8 @@ fn gptq(ground: &Ground, moments: &Running, sequential: Option<Sequential<'_>>, 
     let provenance = Provenance { encoder: Encoder::Default, recipe: "{}".into(), calibration: Vec::new() };
     let metadata = output_metadata(source, plan, transforms, &provenance);
     let rounding = Rounding { feedback: true, descents: 1, refit: true };
-    let codes = Codes::Gptq(Compensation { moments, rounding, damp: 0.01, act_order: true, memory: 1 << 20, sequential });
+    let codes =
+        Codes::Gptq(Compensation { moments, rounding, damp: 0.01, act_order: true, memory: 1 << 20, sequential });
     let job = Job { source, plan, transforms, codec: codec(), codes, metadata };
     let target = Target { path: output.to_path_buf(), force: true, sharding: Sharding::Single };
     convert(&job, &target, &NoProgress).unwrap();
@@ -333,7 +337,10 @@ fn a_checkpoint_of_something_else_is_refused() {
     assert_eq!(dir.read("out.gguf.partial"), b"mine");
     for (line, message) in [
         ("convert MODEL -o x.gguf --sequential", "error: --sequential measures what only GPTQ rounds by"),
-        ("convert MODEL -o x.gguf --resume", "error: the following required arguments were not provided:\n  --sequential"),
+        (
+            "convert MODEL -o x.gguf --resume",
+            "error: the following required arguments were not provided:\n  --sequential",
+        ),
         ("convert MODEL -o x.gguf --preset best --layer-batch 2", "error: the following required arguments"),
     ] {
         dir.tcq4(line).fails_like(2, message);

@@ -9,9 +9,9 @@ use crate::convert::{Checkpoint, Compensation, Conversion, Sequential, layer_bat
 use crate::error::{Error, Result};
 use crate::gguf::Source;
 use crate::model::Arch;
-use crate::quant::Simulation;
+use crate::quant::Activations;
 use crate::quant::rounding::Rounding;
-use crate::tcq::Encoder;
+use crate::tcq::{Codec, Encoder};
 
 /// What second moments may take where `--memory` does not say.
 const MEMORY: u64 = 4 << 30;
@@ -40,8 +40,8 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
     let has_experts = Arch::from_metadata(source.metadata()).experts > 0;
     let samples = samples(args.rounding.preset, has_experts);
     let keep = statistics::Keep::in_memory();
-    let simulation = simulation(session, args)?;
-    let run = statistics::Run::open(session, &source, &args.calibration, &specs, samples, &keep, simulation)?;
+    let behind = behind(session, args)?;
+    let run = statistics::Run::open(session, &source, &args.calibration, &specs, samples, &keep, behind)?;
     let statistics = run.statistics()?;
     if let Some(path) = &args.stats {
         statistics::save(path, &statistics, args.production.out.force, &source)?;
@@ -85,12 +85,10 @@ fn checkpoint(args: &ConvertArgs) -> Checkpoint {
     Checkpoint { folder: folder.into(), resume: args.sequential.resume }
 }
 
-/// What rounds activations in a sequential conversion.
-fn simulation(session: &Session, args: &ConvertArgs) -> Result<Option<Simulation>> {
+/// How activations are rounded behind quantised weights, in a sequential conversion.
+fn behind(session: &Session, args: &ConvertArgs) -> Result<Option<(Activations, Codec)>> {
     let method = &args.production.method;
-    let none = [];
-    let simulation = || Ok(Simulation::new(method.activations, session.codec(method.encoder)?, none));
-    args.sequential.sequential.then(simulation).transpose()
+    args.sequential.sequential.then(|| Ok((method.activations, session.codec(method.encoder)?))).transpose()
 }
 
 fn rounding(args: &RoundingArgs) -> RoundingArg {

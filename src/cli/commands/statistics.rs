@@ -15,7 +15,8 @@ use crate::corpus::{Corpus, Overlap, Purpose, SourceSpec, load as load_text};
 use crate::error::Result;
 use crate::gguf::Source;
 use crate::llama::{Model, ModelOptions, Rewriter};
-use crate::quant::{Simulation, Transform};
+use crate::quant::{Activations, InputRounding, Simulation, Transform};
+use crate::tcq::Codec;
 use crate::util::progress::Progress;
 
 /// The calibration text that ships with the binary: public domain, see fixtures/README.md.
@@ -60,12 +61,12 @@ pub(super) struct Run<'a> {
     corpus: Corpus,
     model: RwLock<Model>,
     options: CalibrationOptions,
-    /// What rounds activations, where the model is to become the quantised one.
-    simulation: Option<Mutex<Simulation>>,
+    /// The path and what rounds activations, where the model is to become the quantised one.
+    stream: Option<(Activations, Mutex<Simulation>)>,
 }
 
 impl<'a> Run<'a> {
-    /// Reads the text and loads the model, for writing if a `simulation` says how activations are to be rounded.
+    /// Reads the text and loads the model, for writing if `rounding` says how activations are to be rounded behind quantised weights.
     pub(super) fn open(
         session: &'a Session,
         source: &Source,
@@ -73,7 +74,7 @@ impl<'a> Run<'a> {
         specs: &[SourceSpec],
         default_samples: u32,
         keep: &Keep,
-        simulation: Option<Simulation>,
+        rounding: Option<(Activations, Codec)>,
     ) -> Result<Self> {
         let samples = args.samples.unwrap_or(default_samples) as usize;
         let corpus = text(session, source, args, specs, samples)?;
@@ -84,7 +85,7 @@ impl<'a> Run<'a> {
                 corpus.duplicates + corpus.samples
             ));
         }
-        let model_options = ModelOptions { gpu_layers: args.ngl, writable: simulation.is_some() };
+        let model_options = ModelOptions { gpu_layers: args.ngl, writable: rounding.is_some() };
         let model = RwLock::new(Model::load(source.first_shard(), &model_options)?);
         let options = CalibrationOptions {
             ctx: args.ctx,
@@ -95,8 +96,8 @@ impl<'a> Run<'a> {
             resume: keep.resume,
             ..CalibrationOptions::default()
         };
-        let (fingerprint, simulation) = (store::fingerprint(source), simulation.map(Mutex::new));
-        Ok(Self { session, fingerprint, corpus, model, options, simulation })
+        let stream = rounding.map(|(path, codec)| (path, Mutex::new(Simulation::of(codec, []))));
+        Ok(Self { session, fingerprint: store::fingerprint(source), corpus, model, options, stream })
     }
 
     /// Measures the statistics. What comes of them is the same whether they take the way through a file or not.
@@ -111,7 +112,7 @@ impl SecondMoments for Run<'_> {
     fn measure(&self, weights: &BTreeSet<String>) -> Result<BTreeMap<String, Arc<Hessian>>> {
         let model = self.model.read().unwrap_or_else(PoisonError::into_inner);
         let mut simulation =
-            self.simulation.as_ref().map(|simulation| simulation.lock().unwrap_or_else(PoisonError::into_inner));
+            self.stream.as_ref().map(|(_, simulation)| simulation.lock().unwrap_or_else(PoisonError::into_inner));
         let rewriter = simulation.as_deref_mut().filter(|simulation| simulation.rounds());
         let rewriter = rewriter.map(|simulation| simulation as &mut dyn Rewriter);
         second_moments(&model, &self.corpus, &self.options, weights, rewriter, &self.session.progress)
@@ -125,8 +126,9 @@ impl Stream for Run<'_> {
     }
 
     fn round(&self, tensor: &str, transform: &Transform) {
-        if let Some(simulation) = &self.simulation {
-            simulation.lock().unwrap_or_else(PoisonError::into_inner).add(tensor, transform);
+        if let Some((path, simulation)) = &self.stream {
+            let way = InputRounding::before(*path, Some(transform));
+            simulation.lock().unwrap_or_else(PoisonError::into_inner).add(tensor.to_owned(), way);
         }
     }
 }
