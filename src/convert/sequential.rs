@@ -113,6 +113,12 @@ pub(super) fn write(
     let folder = Folder::open(&sequential.checkpoint, run_name(rows.job, rows.plan, sequential))?;
     let groups = inputs(rows.job.source, rows.job.plan);
     let stages = stages(rows.job.plan, groups, sequential.blocks, compensation.memory);
+    progress.note(&format!(
+        "sequential: {} batches of at most {} blocks, each kept in {} until the output is complete",
+        stages.len(),
+        sequential.blocks,
+        sequential.checkpoint.folder.display()
+    ));
     let mut work =
         Work { rows, compensation, sequential, folder, progress, written: Vec::new(), deaf: BTreeSet::new() };
     work.written.resize_with(rows.units.len(), || None);
