@@ -10,6 +10,7 @@ use bytemuck::Zeroable;
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use rayon::prelude::*;
 use tcq4::calib::Hessian;
+use tcq4::calib::hessian::Unit;
 use tcq4::quant::Transform;
 use tcq4::quant::rounding::{Curvature, Rounding, rotated, round_stripes};
 use tcq4::tcq::{Codec, Encoder, Tile};
@@ -50,8 +51,11 @@ fn run(size: usize, inputs: &[f32], weights: &[f32]) -> Seconds {
         seconds[step] = last.elapsed().as_secs_f64();
         last = Instant::now();
     };
-    let mut hessian = Hessian::new(size);
-    hessian.add(inputs, &(0..ROWS_OF_INPUT).map(|t| t * size).collect::<Vec<_>>());
+    let offsets: Vec<usize> = (0..ROWS_OF_INPUT).map(|t| t * size).collect();
+    let mut hessian = Hessian::new(size, Unit::of(inputs, offsets.iter().copied().take(512), size));
+    for chunk in offsets.chunks(512) {
+        hessian.add(inputs, chunk, None).map_or_else(|error| println!("{error:?}"), drop);
+    }
     lap(0);
     let hessian = rotated(&hessian.mean(), size, &Transform::default(), codec);
     lap(1);

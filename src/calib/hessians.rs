@@ -1,53 +1,72 @@
-//! Sums the second moment of every wanted input of a model's weights while text runs through it, each input once however many weights read it.
+//! Sums second moments of inputs while text runs through the model, each input once however many weights read it.
 //!
-//! All experts of a layer share one matrix for an input: a row counts once for each expert that it is routed to.
+//! Rows that are routed to several experts count once for each of them. What the sums count ([`Unit`]) is settled by the first chunk of the whole run,
+//! which every shard runs for this: so shards can be added up exactly.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::collections::HashMap;
 
-use super::hessian::Hessian;
+use super::hessian::{OutOfRange, USUAL_UNIT, Unit};
+use super::input_moments::{InputMoments, MomentsRequest};
 use super::run::{CalibrationOptions, context};
 use crate::corpus::Corpus;
 use crate::corpus::chunks::Chunks;
-use crate::llama::{Capture, InputId, Logits, Model, Node, Observer, Rewriter, Watch};
-use crate::math::products::LANES;
-use crate::util::progress::{Progress, Unit};
+use crate::error::MomentsError;
+use crate::llama::{Capture, Logits, Model, Node, Observer, Rewriter, Watch};
+use crate::util::progress::{Progress, Unit as Counted};
 use crate::{Error, Result};
 
-/// What makes two nodes one input: same values, same routing.
-type Key = (InputId, Option<InputId>);
+/// One of several parts of a run's chunks: those whose place in the run leaves `index` when divided by `count`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shard {
+    /// Which part, from 0 on.
+    pub index: u32,
+    /// Parts in all.
+    pub count: u32,
+}
 
-/// Runs the text of [`super::calibrate`], all chunks that it sums up, and gives the second moments of the inputs of `weights` as far as the model
-/// reads them; weights with the same input share one. A `rewriter` takes part in the passes: what it changes is measured as it was for everybody but
-/// the multiplications that it is changed for.
+impl Shard {
+    /// All of it.
+    pub const WHOLE: Self = Self { index: 0, count: 1 };
+
+    /// Whether the chunk at this place is in this part.
+    pub fn has(self, place: usize) -> bool {
+        place % self.count as usize == self.index as usize
+    }
+}
+
+/// Runs a shard of the text of [`super::calibrate`], all chunks that it sums up, and gives the second moments of the inputs in the order of the requests;
+/// `None` for those that no graph of the model reads. Merged over all shards they are those of one run, bit for bit. A `rewriter` takes part in the passes:
+/// what it changes is measured as it was for everybody but the multiplications that it is changed for.
 ///
 /// # Errors
-/// As [`super::calibrate`].
+/// As [`super::calibrate`]; [`MomentsError::OutOfRange`].
 pub fn second_moments(
     model: &Model,
     corpus: &Corpus,
     options: &CalibrationOptions,
-    weights: &BTreeSet<String>,
+    requests: &[MomentsRequest],
+    shard: Shard,
     mut rewriter: Option<&mut dyn Rewriter>,
     progress: &dyn Progress,
-) -> Result<BTreeMap<String, Arc<Hessian>>> {
+) -> Result<Vec<Option<InputMoments>>> {
     let chunks = Chunks::of(model, corpus, options.ctx)?;
     let plan = chunks.plan(options.samples, options.selection);
     let mut context = context(model, options)?;
-    let mut hessians =
-        Hessians { weights, sums: Vec::new(), by_weight: HashMap::new(), seen: HashMap::new(), offsets: Vec::new() };
-    progress.begin("second moments", plan.summed.len() as u64 * u64::from(options.ctx), Unit::Tokens);
-    for &chunk in &plan.summed {
+    let mut hessians = Hessians::new(requests);
+    let places: Vec<usize> = (0..plan.summed.len()).filter(|&place| place == 0 || shard.has(place)).collect();
+    progress.begin("second moments", places.len() as u64 * u64::from(options.ctx), Counted::Tokens);
+    for place in places {
         if progress.interrupted() {
             return Err(Error::Interrupted);
         }
+        hessians.begin_chunk(place == 0, shard.has(place));
         context.clear();
         let rewriter: Option<&mut dyn Rewriter> = match &mut rewriter {
             Some(rewriter) => Some(&mut **rewriter),
             None => None,
         };
         let watch = Watch { observer: Some(&mut hessians), rewriter };
-        context.decode_watched(&chunks.get(chunk), Logits::None, watch)?;
+        context.decode_watched(&chunks.get(plan.summed[place]), Logits::None, watch)?;
         progress.advance(u64::from(options.ctx));
     }
     progress.end();
@@ -55,51 +74,95 @@ pub fn second_moments(
 }
 
 /// An observer that sums second moments.
-struct Hessians<'a> {
-    weights: &'a BTreeSet<String>,
-    sums: Vec<Hessian>,
-    by_weight: HashMap<String, usize>,
-    seen: HashMap<Key, usize>,
+pub(super) struct Hessians<'a> {
+    requests: &'a [MomentsRequest],
+    by_weight: HashMap<&'a str, usize>,
+    slots: Vec<Slot>,
+    /// Whether the graph that is running settles units, and whether it is summed.
+    settles: bool,
+    sums: bool,
     offsets: Vec<Vec<usize>>,
 }
 
-impl Hessians<'_> {
-    fn finish(self) -> BTreeMap<String, Arc<Hessian>> {
-        let shared: Vec<Arc<Hessian>> = self.sums.into_iter().map(Arc::new).collect();
-        self.by_weight.into_iter().map(|(weight, index)| (weight, Arc::clone(&shared[index]))).collect()
+/// What is known about one input.
+#[derive(Default, Clone)]
+struct Slot {
+    unit: Option<Unit>,
+    moments: Option<InputMoments>,
+    /// Whether the running graph has given it already.
+    seen: bool,
+}
+
+impl<'a> Hessians<'a> {
+    pub(super) fn new(requests: &'a [MomentsRequest]) -> Self {
+        let named =
+            |(index, request): (usize, &'a MomentsRequest)| request.weights.iter().map(move |w| (w.as_str(), index));
+        Self {
+            requests,
+            by_weight: requests.iter().enumerate().flat_map(named).collect(),
+            slots: vec![Slot::default(); requests.len()],
+            settles: true,
+            sums: true,
+            offsets: Vec::new(),
+        }
+    }
+
+    /// Says whether the next chunk is the first of the whole run, and whether it is summed.
+    pub(super) fn begin_chunk(&mut self, first: bool, sums: bool) {
+        (self.settles, self.sums) = (first, sums);
+    }
+
+    pub(super) fn finish(self) -> Vec<Option<InputMoments>> {
+        self.slots.into_iter().map(|slot| slot.moments).collect()
     }
 }
 
 impl Observer for Hessians<'_> {
     fn begin_graph(&mut self, _tokens: usize) {
-        self.seen.clear();
+        self.slots.iter_mut().for_each(|slot| slot.seen = false);
     }
 
     fn wants(&mut self, node: &Node<'_>) -> bool {
-        if !self.weights.contains(node.weight) || !node.columns.is_multiple_of(LANES) || node.rows == 0 {
+        let Some(&index) = self.by_weight.get(node.weight) else { return false };
+        let request = &self.requests[index];
+        if (node.columns, node.matrices) != (request.columns, request.matrices) || node.rows == 0 {
             return false;
         }
-        let key = (node.input, node.routing);
-        if let Some(&index) = self.seen.get(&key) {
-            self.by_weight.entry(node.weight.to_owned()).or_insert(index);
-            return false;
-        }
-        let index = self.by_weight.get(node.weight).copied().unwrap_or_else(|| {
-            self.sums.push(Hessian::new(node.columns));
-            self.by_weight.insert(node.weight.to_owned(), self.sums.len() - 1);
-            self.sums.len() - 1
-        });
-        self.seen.insert(key, index);
-        true
+        let slot = &mut self.slots[index];
+        let wanted = self.sums || (self.settles && slot.unit.is_none());
+        wanted && !std::mem::replace(&mut slot.seen, true)
     }
 
     fn observe(&mut self, node: &Node<'_>, input: &Capture<'_>) -> Result<()> {
         let Some(&index) = self.by_weight.get(node.weight) else { return Ok(()) };
+        let (request, slot) = (&self.requests[index], &mut self.slots[index]);
         self.offsets.clear();
-        self.offsets.resize_with(node.matrices.max(1), Vec::new);
+        self.offsets.resize_with(request.matrices, Vec::new);
         input.rows_by_matrix(node, &mut self.offsets);
-        for offsets in self.offsets.iter().filter(|offsets| !offsets.is_empty()) {
-            self.sums[index].add(input.data, offsets);
+        let settles = self.settles;
+        let all = self.offsets.iter().flatten().copied();
+        let unit = *slot.unit.get_or_insert_with(|| match settles {
+            true => Unit::of(input.data, all, request.columns),
+            false => USUAL_UNIT,
+        });
+        if !self.sums {
+            return Ok(());
+        }
+        let moments = slot.moments.get_or_insert_with(|| request.begin(unit));
+        let tensor = || MomentsError::OutOfRange { tensor: node.weight.to_owned() };
+        moments.add(input.data, &self.offsets).map_err(|OutOfRange| tensor().into())
+    }
+}
+
+impl InputMoments {
+    /// Adds the rows of each matrix.
+    fn add(&mut self, data: &[f32], offsets: &[Vec<usize>]) -> Result<(), OutOfRange> {
+        for (matrix, offsets) in offsets.iter().enumerate().filter(|(_, offsets)| !offsets.is_empty()) {
+            self.rows[matrix] += offsets.len() as u64;
+            for block in &mut self.blocks {
+                let owner = if block.sums.len() > 1 { matrix } else { 0 };
+                block.sums[owner].add(data, offsets, block.channels.as_deref())?;
+            }
         }
         Ok(())
     }

@@ -4,8 +4,10 @@
 pub mod collector;
 pub mod hessian;
 mod hessians;
+pub mod input_moments;
 mod legacy;
 mod moments;
+pub mod moments_store;
 pub mod perms;
 pub mod resume;
 pub mod run;
@@ -13,7 +15,9 @@ pub mod stats;
 pub mod store;
 
 pub use hessian::Hessian;
-pub use hessians::second_moments;
+pub use hessians::{Shard, second_moments};
+pub use input_moments::{Block, InputMoments, MomentsRequest};
+pub use moments_store::MomentsFile;
 pub use perms::PermFile;
-pub use run::{CalibrationOptions, calibrate};
+pub use run::{CalibrationOptions, calibrate, calibrate_with_moments};
 pub use stats::{ChannelStats, SampleRows, Statistics};

@@ -3,17 +3,20 @@
 //! The statistics of a run depend on the model, the text and the settings, not on the number of threads: each chunk is summed in token order,
 //! chunks in text order.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::collector::{Collector, Wanted};
+use super::hessians::Hessians;
+use super::input_moments::{InputMoments, MomentsRequest};
 use super::resume;
 use super::stats::Statistics;
 use crate::corpus::chunks::{ChunkPlan, Chunks, Selection};
 use crate::corpus::{Composition, Corpus};
-use crate::llama::{Context, ContextOptions, Model};
+use crate::llama::{Capture, Context, ContextOptions, Model, Node, Observer};
 use crate::util::progress::{Progress, Unit};
 use crate::{Error, Result};
 
@@ -21,7 +24,7 @@ use crate::{Error, Result};
 pub const COMPOSITION_NOTE: &str = "text.composition";
 
 /// Tokens of one graph at most: what llama.cpp's own tools use.
-const UBATCH: u32 = 512;
+pub(super) const UBATCH: u32 = 512;
 
 /// The fractional part of the golden ratio: multiples of it fill an interval evenly.
 const TURN: f64 = 0.618_033_988_749_895;
@@ -83,6 +86,36 @@ pub fn calibrate(
     options: &CalibrationOptions,
     progress: &dyn Progress,
 ) -> Result<Statistics> {
+    run(model, corpus, fingerprint, options, None, progress)
+}
+
+/// As [`calibrate`], and the second moments of [`super::second_moments`] from the same run of the text: the same bits as of two runs. There is no
+/// checkpoint of second moments, so `options` must have none.
+///
+/// # Errors
+/// As the two.
+pub fn calibrate_with_moments(
+    model: &Model,
+    corpus: &Corpus,
+    fingerprint: &str,
+    options: &CalibrationOptions,
+    requests: &[MomentsRequest],
+    progress: &dyn Progress,
+) -> Result<(Statistics, Vec<Option<InputMoments>>)> {
+    let options = CalibrationOptions { checkpoint: None, ..options.clone() };
+    let mut hessians = Hessians::new(requests);
+    let statistics = run(model, corpus, fingerprint, &options, Some(&mut hessians), progress)?;
+    Ok((statistics, hessians.finish()))
+}
+
+fn run(
+    model: &Model,
+    corpus: &Corpus,
+    fingerprint: &str,
+    options: &CalibrationOptions,
+    mut hessians: Option<&mut Hessians<'_>>,
+    progress: &dyn Progress,
+) -> Result<Statistics> {
     let chunks = Chunks::of(model, corpus, options.ctx)?;
     let plan = chunks.plan(options.samples, options.selection);
     let composition = Composition::new(corpus, &chunks, &plan);
@@ -102,7 +135,15 @@ pub fn calibrate(
         checkpoint.write_if_due(index, &collector)?;
         context.clear();
         collector.begin_chunk(step.wanted.clone());
-        context.decode_observed(&chunks.get(step.chunk), &mut collector)?;
+        let tokens = chunks.get(step.chunk);
+        match hessians.as_deref_mut().filter(|_| step.wanted.sums) {
+            Some(hessians) => {
+                hessians.begin_chunk(index == 0, true);
+                let mut both = Both { collector: &mut collector, hessians, wanted: HashMap::new() };
+                context.decode_observed(&tokens, &mut both)?;
+            }
+            None => context.decode_observed(&tokens, &mut collector)?,
+        }
         progress.advance(u64::from(options.ctx));
     }
     progress.end();
@@ -110,6 +151,36 @@ pub fn calibrate(
     let composition = serde_json::to_string(&composition).unwrap_or_default();
     statistics.notes.insert(COMPOSITION_NOTE.to_owned(), composition);
     Ok(statistics)
+}
+
+/// Two observers of one run.
+struct Both<'a, 'h> {
+    collector: &'a mut Collector,
+    hessians: &'a mut Hessians<'h>,
+    /// Which of the two wanted the input of a weight.
+    wanted: HashMap<String, (bool, bool)>,
+}
+
+impl Observer for Both<'_, '_> {
+    fn begin_graph(&mut self, tokens: usize) {
+        self.collector.begin_graph(tokens);
+        self.hessians.begin_graph(tokens);
+        self.wanted.clear();
+    }
+
+    fn wants(&mut self, node: &Node<'_>) -> bool {
+        let (collector, hessians) = (self.collector.wants(node), self.hessians.wants(node));
+        self.wanted.insert(node.weight.to_owned(), (collector, hessians));
+        collector || hessians
+    }
+
+    fn observe(&mut self, node: &Node<'_>, input: &Capture<'_>) -> Result<()> {
+        let (collector, hessians) = self.wanted.get(node.weight).copied().unwrap_or_default();
+        if collector {
+            self.collector.observe(node, input)?;
+        }
+        if hessians { self.hessians.observe(node, input) } else { Ok(()) }
+    }
 }
 
 /// A context that runs one chunk after the other.

@@ -80,6 +80,7 @@ fn dispatch(session: &Session, command: Command) -> Outcome {
         Command::Perms(args) => commands::perms::run(session, &args),
         Command::Quantize(args) => commands::quantize::run(session, &args),
         Command::Dequantize(args) => commands::dequantize::run(session, &args),
+        Command::Merge(args) => commands::merge::run(session, &args),
         Command::Inspect(args) => commands::inspect::run(session, &args),
         Command::Verify(args) => commands::verify::run(session, &args),
         Command::Diff(args) => commands::diff::run(session, &args),

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::compensate::{Measure, OutputSums};
-use super::run::Written;
+use super::run::{Used, Written};
 use super::units::RowUnit;
 use crate::error::{ConvertError, Error, Result};
 use crate::quant::rounding::Damping;
@@ -79,6 +79,7 @@ struct Footer {
     run: String,
     batch: usize,
     units: Vec<Kept>,
+    used: Used,
 }
 
 /// A run of rows; sums as the bits of their f64, which text would not keep.
@@ -161,10 +162,10 @@ impl<'a> Folder<'a> {
         file: AtomicFile,
         batch: usize,
         bytes: u64,
-        units: impl Iterator<Item = (RowUnit, Written)>,
+        (units, used): (impl Iterator<Item = (RowUnit, Written)>, Used),
     ) -> Result<()> {
         let units = units.map(|(unit, written)| Kept::new(unit, &written)).collect();
-        let footer = Footer { run: self.run.clone(), batch, units };
+        let footer = Footer { run: self.run.clone(), batch, units, used };
         let mut end = serde_json::to_vec(&footer).map_err(|e| Error::io(file.path(), "write")(e.into()))?;
         let (len, hash) = (end.len() as u64, xxh3_64(&end));
         end.extend(len.to_le_bytes().into_iter().chain(hash.to_le_bytes()).chain(MAGIC));
@@ -201,7 +202,7 @@ impl<'a> Folder<'a> {
         if !fits {
             return Err(damaged());
         }
-        Ok(Some(Done { path, file, units: footer.units, places: places(units) }))
+        Ok(Some(Done { path, file, units: footer.units, used: footer.used, places: places(units) }))
     }
 
     /// The file of a batch was taken away after it was written.
@@ -263,6 +264,8 @@ pub(super) struct Done {
     path: PathBuf,
     file: File,
     units: Vec<Kept>,
+    /// What the codes were chosen by.
+    pub(super) used: Used,
     places: Vec<(u64, u64)>,
 }
 
@@ -305,7 +308,7 @@ mod tests {
         file.write_at(b"eight", 0).unwrap();
         file.write_at(b"four", 5).unwrap();
         let written = [written(b"eight", true), written(b"four", false)];
-        folder.finish(file, 1, 9, UNITS.map(|(unit, _)| unit).into_iter().zip(written)).unwrap();
+        folder.finish(file, 1, 9, (UNITS.map(|(unit, _)| unit).into_iter().zip(written), Used::new())).unwrap();
     }
 
     fn everything(folder: &Folder<'_>) -> Result<Vec<(Written, Vec<u8>)>> {

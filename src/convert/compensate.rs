@@ -1,30 +1,27 @@
-//! Tensors whose codes are chosen by their effect on the output: what they are chosen by, and in which batches second moments are measured so that
-//! memory suffices. The choosing is in `quant::rounding`.
+//! Tensors whose codes are chosen by their effect on the output: what they are chosen by, and what came of it. The choosing is in
+//! `quant::rounding`; in which batches second moments are measured, in `batches`.
 
-use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
 use std::ops::AddAssign;
-use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::plan::Conversion;
+use super::batches::Curvatures;
 use super::sequential::Sequential;
 use crate::Result;
-use crate::calib::{ChannelStats, Hessian, Statistics};
-use crate::gguf::{Source, TensorInfo};
-use crate::model::{Arch, Shape, groups};
+use crate::calib::{ChannelStats, InputMoments, MomentsRequest, Statistics};
+use crate::gguf::TensorInfo;
 use crate::quant::Transform;
-use crate::quant::rounding::{Curvature, Damping, Flipped, Rounded, Rounding, rotated, rotated_mean, unprotected};
+use crate::quant::rounding::{Damping, Flipped, Rounded, Rounding, rotated_mean, unprotected};
 use crate::tcq::Codec;
 
-/// Measures second moments: E[x xᵀ] of what enters a weight, in the basis in which the model has it.
+/// Gives second moments: E[x xᵀ] of what enters a weight, in the basis in which the model has it.
 pub trait SecondMoments: Sync {
-    /// The second moments of the inputs of these weights, as far as they were seen; weights with the same input may share one.
+    /// The second moments that are asked for, in this order; `None` for inputs that were not seen. What is given may be more than what is asked for:
+    /// all channels instead of blocks, sums of each expert or of all.
     ///
     /// # Errors
     /// What keeps the model from running.
-    fn measure(&self, weights: &BTreeSet<String>) -> Result<BTreeMap<String, Arc<Hessian>>>;
+    fn measure(&self, requests: &[MomentsRequest]) -> Result<Vec<Option<InputMoments>>>;
 }
 
 /// How codes are chosen by their effect on the output.
@@ -37,7 +34,7 @@ pub struct Compensation<'a> {
     pub damp: f64,
     /// Whether columns with the largest second moments are rounded first.
     pub act_order: bool,
-    /// Bytes that second moments may take at a time; a single input may take more.
+    /// Bytes that second moments and the work on one of them may take at a time.
     pub memory: u64,
     /// Whether later layers are measured behind quantised ones.
     pub sequential: Option<Sequential<'a>>,
@@ -79,7 +76,7 @@ pub struct OutputError {
 
 /// What codes of one tensor are chosen by.
 pub(super) enum By<'a> {
-    Curvature(&'a Curvature, Rounding),
+    Curvature(&'a Curvatures, Rounding),
     Means(&'a Means),
 }
 
@@ -117,111 +114,6 @@ impl Means {
         let (mean, open) = &self.matrices[(row / self.rows) as usize];
         (mean, open)
     }
-}
-
-/// Tensors with one input, by their indices in the plan.
-#[derive(Debug, PartialEq)]
-pub(super) struct Group {
-    pub(super) tensors: Vec<usize>,
-    columns: u64,
-}
-
-/// Groups whose second moments are measured in one run of the model.
-#[derive(Debug, Default, PartialEq)]
-pub(super) struct Batch {
-    pub(super) groups: Vec<Group>,
-}
-
-impl Batch {
-    /// The tensors of all groups.
-    pub(super) fn tensors(&self) -> impl Iterator<Item = usize> {
-        self.groups.iter().flat_map(|group| group.tensors.iter().copied())
-    }
-
-    /// Measures the second moments of the inputs of all its tensors, by name.
-    pub(super) fn measure(
-        &self,
-        plan: &Conversion,
-        compensation: &Compensation<'_>,
-    ) -> Result<BTreeMap<String, Arc<Hessian>>> {
-        compensation.moments.measure(&self.tensors().map(|index| plan.tensors[index].name.clone()).collect())
-    }
-}
-
-impl Group {
-    /// Bytes of the second moment: its upper triangle in f32.
-    pub(super) fn bytes(&self) -> u64 {
-        self.columns * self.columns / 2 * size_of::<f32>() as u64
-    }
-
-    /// What its tensors are rounded by; `None` where the input was not seen, or its second moment is of no use. Takes the second moments of its
-    /// tensors out of `moments`.
-    pub(super) fn curvature(
-        &self,
-        plan: &Conversion,
-        moments: &mut BTreeMap<String, Arc<Hessian>>,
-        transform: Option<&Transform>,
-        (codec, compensation): (Codec, &Compensation<'_>),
-    ) -> Option<Curvature> {
-        let found: Vec<_> = self.tensors.iter().map(|&index| moments.remove(&plan.tensors[index].name)).collect();
-        let hessian = found.into_iter().flatten().next()?;
-        let (columns, mean) = (hessian.columns(), hessian.mean());
-        drop(hessian);
-        let transform = transform.map_or_else(|| Cow::Owned(Transform::default()), Cow::Borrowed);
-        let hessian = rotated(&mean, columns, &transform, codec);
-        drop(mean);
-        Curvature::new(&hessian, columns, compensation.damp, compensation.act_order)
-    }
-}
-
-/// Bytes of work on one second moment, for each of its elements: the mean, its transform and the matrices that are made of it, some in f64.
-const WORK: u64 = 28;
-
-/// What compensation costs: runs of the text, and bytes of memory beside those of [`super::working_memory`].
-pub fn compensation_cost(source: &Source, plan: &Conversion, memory: u64) -> (usize, u64) {
-    let batches = batches(source, plan, memory);
-    let held = batches.iter().map(|batch| batch.groups.iter().map(Group::bytes).sum::<u64>()).max().unwrap_or(0);
-    let widest = batches.iter().flat_map(|batch| &batch.groups).map(|group| group.columns).max().unwrap_or(0);
-    (batches.len(), held + WORK * widest * widest)
-}
-
-/// The TCQ4 tensors of a plan by their inputs, in the order of the plan.
-pub(super) fn inputs(source: &Source, plan: &Conversion) -> Vec<Group> {
-    let wanted = plan.tensors.iter().enumerate().filter(|(_, tensor)| tensor.is_tcq4());
-    let mut index: BTreeMap<&str, usize> = wanted.map(|(index, tensor)| (tensor.name.as_str(), index)).collect();
-    let shapes = source.tensors().iter().map(|tensor| Shape { name: &tensor.name, dims: &tensor.dims });
-    let mut found: Vec<Group> = groups(shapes, &Arch::from_metadata(source.metadata()))
-        .into_iter()
-        .map(|group| {
-            let tensors = group.readers.iter().filter_map(|name| index.remove(name.as_str())).collect();
-            Group { tensors, columns: group.columns }
-        })
-        .filter(|group| !group.tensors.is_empty())
-        .collect();
-    found.sort_by_key(|group| group.tensors[0]);
-    found
-}
-
-/// Cuts the TCQ4 tensors of a plan into batches of consecutive inputs whose second moments fit into `memory` together.
-pub(super) fn batches(source: &Source, plan: &Conversion, memory: u64) -> Vec<Batch> {
-    cut(inputs(source, plan), memory)
-}
-
-/// Cuts inputs into batches whose second moments fit into `memory` together.
-pub(super) fn cut(groups: Vec<Group>, memory: u64) -> Vec<Batch> {
-    let mut batches: Vec<Batch> = Vec::new();
-    let mut used = 0;
-    for group in groups {
-        used += group.bytes();
-        match batches.last_mut() {
-            Some(batch) if used <= memory => batch.groups.push(group),
-            _ => {
-                used = group.bytes();
-                batches.push(Batch { groups: vec![group] });
-            }
-        }
-    }
-    batches
 }
 
 impl AddAssign for OutputSums {

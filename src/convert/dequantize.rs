@@ -52,7 +52,7 @@ pub fn dequantize(
         .map_err(|e| e.at(output))?;
     let inputs: Vec<&Path> = file.shards().collect();
     let writer = Writer::create(output, &plan, force, &inputs)?;
-    let units = cut(tensors.iter().map(|t| (t.rows(), t.columns())));
+    let units = cut(tensors.iter().map(|t| (1, t.rows(), t.columns())));
     let row_bytes = |tensor: usize| plan.tensor_bytes(tensor) / tensors[tensor].rows();
     // Telling the two formats apart takes a look at the whole tensor, so it is done once.
     let open = |tensor| is_tcq4(file, tensor).then(|| TcqTensor::open(file, tensor, codec)).transpose();

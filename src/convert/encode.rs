@@ -2,6 +2,7 @@
 
 use bytemuck::{Zeroable, cast_slice};
 
+use super::batches::Curvatures;
 use super::compensate::{By, OutputSums};
 use super::floats::to_bytes;
 use crate::error::{ConvertError, ModelError, Result};
@@ -9,7 +10,7 @@ use crate::gguf::{GgmlType, Source, TensorInfo};
 use crate::llama;
 use crate::math::products::LANES;
 use crate::quant::Transform;
-use crate::quant::rounding::{flip_to_mean, round_stripes};
+use crate::quant::rounding::{Rounding, flip_to_mean, round_stripes};
 use crate::tcq::{CHUNK, Codec, EncodeError, Loss, TILE_ROWS, Tile};
 
 /// What became of a run of rows.
@@ -32,6 +33,46 @@ fn tiles_error_sq(rows: &[f32], columns: usize, tiles: &[Tile]) -> f64 {
         f64::from(weight - tiles[column / CHUNK].value(row, column % CHUNK)).powi(2)
     };
     rows.iter().enumerate().map(error).sum()
+}
+
+/// Chooses the codes of rotated rows block of columns by block; adds their output errors, and gives the squared error of the weights.
+fn round_blocks(
+    rows: &[f32],
+    tiles: &mut [Tile],
+    curvatures: &Curvatures,
+    rounding: Rounding,
+    output: &mut OutputSums,
+) -> f64 {
+    if let [(_, Some(curvature))] = &curvatures.blocks[..] {
+        let rounded = round_stripes(rows, tiles, curvature, rounding);
+        output.add(&rounded, curvature.damping());
+        return rounded.error_sq;
+    }
+    let columns: usize = curvatures.blocks.iter().map(|(width, _)| width).sum();
+    let (mut first, mut error_sq) = (0, 0.0);
+    for (width, curvature) in &curvatures.blocks {
+        let own = first..first + width;
+        let own_tiles = first / CHUNK..(first + width) / CHUNK;
+        first += width;
+        let values: Vec<f32> = rows.chunks_exact(columns).flat_map(|row| &row[own.clone()]).copied().collect();
+        let stripes = tiles.chunks_exact_mut(columns / CHUNK);
+        let mut part: Vec<Tile> = stripes.flat_map(|stripe| stripe[own_tiles.clone()].iter().copied()).collect();
+        match curvature {
+            Some(curvature) => {
+                let rounded = round_stripes(&values, &mut part, curvature, rounding);
+                error_sq += rounded.error_sq;
+                output.add(&rounded, curvature.damping());
+            }
+            None => {
+                let stripes = values.chunks_exact(TILE_ROWS * width).zip(part.chunks_exact(width / CHUNK));
+                error_sq += stripes.map(|(rows, tiles)| tiles_error_sq(rows, *width, tiles)).sum::<f64>();
+            }
+        }
+        for (stripe, part) in tiles.chunks_exact_mut(columns / CHUNK).zip(part.chunks_exact(width / CHUNK)) {
+            stripe[own_tiles.clone()].copy_from_slice(part);
+        }
+    }
+    error_sq
 }
 
 /// A run of rows of one tensor and what becomes of them.
@@ -108,10 +149,8 @@ impl RowRun<'_> {
         let parts = values.chunks(together * columns).zip(tiles.chunks_mut(together / TILE_ROWS * columns / CHUNK));
         for (part, (rows, tiles)) in parts.enumerate() {
             match by {
-                By::Curvature(curvature, rounding) => {
-                    let rounded = round_stripes(rows, tiles, curvature, *rounding);
-                    error_sq += rounded.error_sq;
-                    output.add(&rounded, curvature.damping());
+                By::Curvature(curvatures, rounding) => {
+                    error_sq += round_blocks(rows, tiles, curvatures, *rounding, &mut output);
                 }
                 By::Means(means) => {
                     let (mean, open) = means.of_row(self.first + (part * together) as u64);

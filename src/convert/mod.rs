@@ -1,5 +1,6 @@
 //! Conversion: plan, encode, write, verify; and the way back. Everything that reads one model and writes another.
 
+mod batches;
 mod checkpoint;
 mod compensate;
 mod decode;
@@ -17,8 +18,11 @@ mod stripes;
 mod units;
 mod verify;
 
+pub use batches::{
+    CompensationLimits, ExpertMoments, MomentsUse, compensation_cost, compensation_limits, moments_requests, single_run,
+};
 pub use checkpoint::Checkpoint;
-pub use compensate::{Codes, Compensation, Measure, OutputError, SecondMoments, compensation_cost};
+pub use compensate::{Codes, Compensation, Measure, OutputError, SecondMoments};
 pub use dequantize::{Dequantized, dequantize};
 pub use encode::read_rows;
 pub use keys::permutations;

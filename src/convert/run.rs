@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::compensate::{Batch, By, Codes, Compensation, Means, OutputError, OutputSums, batches};
+use super::batches::{Batch, Curvatures, Group, MomentsUse, batches};
+use super::compensate::{By, Codes, Compensation, Means, OutputError, OutputSums};
 use super::encode::{Encoded, RowRun};
 use super::hash::tensor_sha256;
 use super::keys::{KEY_SOURCE, hash_key};
@@ -20,7 +21,6 @@ use crate::calib::Statistics;
 use crate::error::{ConvertError, Error, Result};
 use crate::gguf::{Metadata, Plan, Sharding, Source, TensorInfo, Writer};
 use crate::quant::Transform;
-use crate::quant::rounding::Curvature;
 use crate::tcq::{Codec, Loss};
 use crate::util::progress::{Progress, Unit};
 
@@ -63,6 +63,9 @@ pub struct TensorLoss {
     /// The error of the layer's output, where codes were chosen by it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<OutputError>,
+    /// The second moments that codes were chosen by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moments: Option<MomentsUse>,
 }
 
 /// What [`convert`] wrote.
@@ -96,9 +99,9 @@ pub fn convert(job: &Job<'_>, target: &Target, progress: &dyn Progress) -> Resul
         .map_err(|e| e.at(&target.path))?;
     let inputs: Vec<&Path> = job.source.shards().collect();
     let mut writer = Writer::create(&target.path, &plan, target.force, &inputs)?;
-    let units = cut(tensors.iter().map(|t| (t.rows(), t.columns())));
+    let units = cut(tensors.iter().map(|t| (t.matrices(), t.rows() / t.matrices(), t.columns())));
     let failed = AtomicBool::new(false);
-    let (written, source_sha256) = std::thread::scope(|scope| {
+    let ((written, used), source_sha256) = std::thread::scope(|scope| {
         let hash = scope.spawn(|| job.source.sha256(&Unseen { progress, failed: &failed }));
         let written = write_units(job, &plan, &writer, &units, progress);
         failed.store(written.is_err(), Ordering::Relaxed);
@@ -117,7 +120,7 @@ pub fn convert(job: &Job<'_>, target: &Target, progress: &dyn Progress) -> Resul
     {
         progress.note(&format!("the output is complete, but its checkpoint is still there: {error}"));
     }
-    Ok(Converted { outputs, bytes: plan.total_bytes(), source_sha256, losses: losses(job, &units, &written) })
+    Ok(Converted { outputs, bytes: plan.total_bytes(), source_sha256, losses: losses(job, &units, &written, used) })
 }
 
 /// The source is hashed beside the work that the progress shows: unseen, and given up with it.
@@ -162,6 +165,9 @@ fn check_requantized(job: &Job<'_>) -> Result<()> {
     }
 }
 
+/// By tensors, the second moments that their codes were chosen by.
+pub(super) type Used = BTreeMap<usize, MomentsUse>;
+
 /// What is kept of a run of rows after it is written.
 #[derive(Debug)]
 pub(super) struct Written {
@@ -199,6 +205,12 @@ impl<'a> Rows<'a> {
         &self.job.source.tensors()[unit.tensor]
     }
 
+    /// The matrix that a run of rows belongs to.
+    pub(super) fn matrix(&self, unit: &RowUnit) -> usize {
+        let tensor = self.tensor(unit);
+        (unit.first / (tensor.rows() / tensor.matrices())) as usize
+    }
+
     pub(super) fn run(&self, unit: &RowUnit) -> RowRun<'_> {
         let transform = self.transforms[unit.tensor].as_deref();
         let to = self.job.plan.tensors[unit.tensor].to;
@@ -234,12 +246,12 @@ fn write_units(
     writer: &Writer,
     units: &[RowUnit],
     progress: &dyn Progress,
-) -> Result<Vec<Written>> {
+) -> Result<(Vec<Written>, Used)> {
     let tensors = job.source.tensors();
     let rows = Rows::new(job, plan, writer, units);
     let source_bytes = |unit: &RowUnit| unit.rows * (tensors[unit.tensor].bytes / tensors[unit.tensor].rows());
     let write = |unit: &RowUnit, by: Option<&By<'_>>| rows.store(unit, &rows.encode(unit, by)?);
-    match &job.codes {
+    let written = match &job.codes {
         Codes::Nearest => run_all(units, "quantize", progress, source_bytes, |unit| write(unit, None)),
         Codes::Greedy(statistics) => {
             let means = means(job, statistics, &rows.transforms);
@@ -247,11 +259,14 @@ fn write_units(
                 write(unit, means[unit.tensor].as_ref().map(By::Means).as_ref())
             })
         }
-        Codes::Gptq(compensation) => match &compensation.sequential {
-            Some(sequential) => sequential::write(&rows, compensation, sequential, progress),
-            None => write_batches(job, units, (compensation, &rows.transforms), progress, write),
-        },
-    }
+        Codes::Gptq(compensation) => {
+            return match &compensation.sequential {
+                Some(sequential) => sequential::write(&rows, compensation, sequential, progress),
+                None => write_batches(job, units, (compensation, &rows.transforms), progress, write),
+            };
+        }
+    };
+    Ok((written?, Used::new()))
 }
 
 /// The mean inputs of every TCQ4 tensor, as far as they are known.
@@ -270,14 +285,19 @@ fn write_batches(
     (compensation, transforms): (&Compensation<'_>, &[Option<Cow<'_, Transform>>]),
     progress: &dyn Progress,
     write: impl Fn(&RowUnit, Option<&By<'_>>) -> Result<Written> + Sync,
-) -> Result<Vec<Written>> {
+) -> Result<(Vec<Written>, Used)> {
     let tensors = job.source.tensors();
     let row_bytes = |unit: &RowUnit| unit.rows * (tensors[unit.tensor].bytes / tensors[unit.tensor].rows());
+    let matrix_of = |unit: &RowUnit| {
+        let tensor = &tensors[unit.tensor];
+        (unit.first / (tensor.rows() / tensor.matrices())) as usize
+    };
     let mut written: Vec<Option<Written>> = units.iter().map(|_| None).collect();
-    let mut run = |of: &[usize], curvature: Option<&Curvature>| {
-        let own: Vec<usize> = (0..units.len()).filter(|&at| of.contains(&units[at].tensor)).collect();
+    let mut run = |of: &[usize], part: Option<usize>, by: Option<&Curvatures>| {
+        let is_own = |unit: &RowUnit| of.contains(&unit.tensor) && part.is_none_or(|part| matrix_of(unit) == part);
+        let own: Vec<usize> = (0..units.len()).filter(|&at| is_own(&units[at])).collect();
         let own_units: Vec<RowUnit> = own.iter().map(|&at| units[at]).collect();
-        let by = curvature.map(|curvature| By::Curvature(curvature, compensation.rounding));
+        let by = by.map(|curvatures| By::Curvature(curvatures, compensation.rounding));
         let results = run_some(&own_units, progress, row_bytes, |unit| write(unit, by.as_ref()))?;
         own.into_iter().zip(results).for_each(|(at, result)| written[at] = Some(result));
         Ok::<_, Error>(())
@@ -287,19 +307,27 @@ fn write_batches(
     let compensated: BTreeSet<usize> = batches.iter().flat_map(Batch::tensors).collect();
     let others: Vec<usize> = (0..tensors.len()).filter(|at| !compensated.contains(at)).collect();
     progress.begin("quantize the rest", bytes(&others), Unit::Bytes);
-    run(&others, None)?;
+    run(&others, None, None)?;
     progress.end();
+    let mut used = Used::new();
     for batch in batches {
-        let mut moments = batch.measure(job.plan, compensation)?;
+        let transform = |group: &Group| transforms[group.tensors[0]].as_deref();
+        let moments = batch.measure(job.plan, transforms, compensation)?;
         progress.begin("quantize", bytes(&batch.tensors().collect::<Vec<_>>()), Unit::Bytes);
-        for group in &batch.groups {
-            let transform = transforms[group.tensors[0]].as_deref();
-            let curvature = group.curvature(job.plan, &mut moments, transform, (job.codec, compensation));
-            run(&group.tensors, curvature.as_ref())?;
+        for (group, moments) in batch.groups.iter().zip(moments) {
+            for part in group.parts(moments.as_ref()) {
+                let curvatures = moments
+                    .as_ref()
+                    .and_then(|moments| group.curvatures((moments, part), transform(group), (job.codec, compensation)));
+                run(&group.tensors, part, curvatures.as_ref())?;
+            }
+            if let Some(moments) = &moments {
+                used.extend(group.tensors.iter().map(|&tensor| (tensor, group.used(moments))));
+            }
         }
         progress.end();
     }
-    Ok(written.into_iter().flatten().collect())
+    Ok((written.into_iter().flatten().collect(), used))
 }
 
 /// Reads the temporary file back, compares it with what was meant, and hashes every tensor, in their order.
@@ -345,17 +373,18 @@ fn reread_tensor(job: &Job<'_>, view: &Source, runs: &[(RowUnit, u64)], progress
     Ok(hash)
 }
 
-fn losses(job: &Job<'_>, units: &[RowUnit], written: &[Written]) -> Vec<TensorLoss> {
+fn losses(job: &Job<'_>, units: &[RowUnit], written: &[Written], mut used: Used) -> Vec<TensorLoss> {
     let mut sums = vec![(Loss::default(), OutputSums::default()); job.plan.tensors.len()];
     for (unit, written) in units.iter().zip(written) {
         sums[unit.tensor].0 += written.loss;
         sums[unit.tensor].1 += written.output;
     }
-    let loss = |(tensor, (sum, output)): (&PlannedTensor, (Loss, OutputSums))| TensorLoss {
+    let loss = |(index, (tensor, (sum, output))): (usize, (&PlannedTensor, (Loss, OutputSums)))| TensorLoss {
         name: tensor.name.clone(),
         error_rel: sum.relative(),
         weights: tensor.elements(),
         output: output.relative(),
+        moments: used.remove(&index),
     };
-    job.plan.tensors.iter().zip(sums).filter(|(tensor, _)| tensor.is_tcq4()).map(loss).collect()
+    job.plan.tensors.iter().zip(sums).enumerate().filter(|(_, (tensor, _))| tensor.is_tcq4()).map(loss).collect()
 }

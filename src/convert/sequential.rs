@@ -10,11 +10,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytemuck::Zeroable;
 use xxhash_rust::xxh3::Xxh3;
 
+use super::batches::{Batch, Group, divided, inputs};
 use super::checkpoint::{Checkpoint, Done, Folder, places};
-use super::compensate::{Batch, By, Compensation, Group, cut, inputs};
+use super::compensate::{By, Compensation};
+use super::encode::Encoded;
 use super::plan::Conversion;
-use super::run::{Job, Rows, Written};
+use super::run::{Job, Rows, Used, Written};
 use super::units::{RowUnit, in_order, run_some};
+use crate::calib::InputMoments;
 use crate::calib::store::fingerprint;
 use crate::error::{Error, Result};
 use crate::gguf::{GgmlType, Plan, Source};
@@ -52,7 +55,7 @@ pub struct Sequential<'a> {
 /// The blocks of a batch where nobody says: as many as have room for their second moments in `memory`, but no more than make eight batches.
 pub fn layer_batch(source: &Source, plan: &Conversion, memory: u64) -> u32 {
     let mut blocks: BTreeMap<Option<u32>, u64> = BTreeMap::new();
-    for group in inputs(source, plan) {
+    for group in inputs(source, plan, memory) {
         *blocks.entry(block(plan, &group)).or_default() += group.bytes();
     }
     let largest = blocks.values().copied().max().unwrap_or(0).max(1);
@@ -86,7 +89,7 @@ fn stages(plan: &Conversion, groups: Vec<Group>, blocks: u32, memory: u64) -> Ve
     let mut stages = Vec::new();
     while all.peek().is_some() {
         let groups = all.by_ref().take(blocks.max(1) as usize).flatten().collect();
-        stages.push(Stage { parts: cut(groups, memory) });
+        stages.push(Stage { parts: divided(groups, memory) });
     }
     stages
 }
@@ -109,9 +112,9 @@ pub(super) fn write(
     compensation: &Compensation<'_>,
     sequential: &Sequential<'_>,
     progress: &dyn Progress,
-) -> Result<Vec<Written>> {
+) -> Result<(Vec<Written>, Used)> {
     let folder = Folder::open(&sequential.checkpoint, run_name(rows.job, rows.plan, sequential))?;
-    let groups = inputs(rows.job.source, rows.job.plan);
+    let groups = inputs(rows.job.source, rows.job.plan, compensation.memory);
     let stages = stages(rows.job.plan, groups, sequential.blocks, compensation.memory);
     progress.note(&format!(
         "sequential: {} batches of at most {} blocks, each kept in {} until the output is complete",
@@ -119,8 +122,16 @@ pub(super) fn write(
         sequential.blocks,
         sequential.checkpoint.folder.display()
     ));
-    let mut work =
-        Work { rows, compensation, sequential, folder, progress, written: Vec::new(), deaf: BTreeSet::new() };
+    let mut work = Work {
+        rows,
+        compensation,
+        sequential,
+        folder,
+        progress,
+        written: Vec::new(),
+        used: Used::new(),
+        deaf: BTreeSet::new(),
+    };
     work.written.resize_with(rows.units.len(), || None);
     work.rest(&stages)?;
     for (index, stage) in stages.iter().enumerate() {
@@ -132,7 +143,7 @@ pub(super) fn write(
         progress
             .note(&format!("the model was measured with these tensors unquantised, as it never reads them: {names}"));
     }
-    Ok(work.written.into_iter().flatten().collect())
+    Ok((work.written.into_iter().flatten().collect(), work.used))
 }
 
 /// A sequential conversion under way.
@@ -143,6 +154,7 @@ struct Work<'a> {
     folder: Folder<'a>,
     progress: &'a dyn Progress,
     written: Vec<Option<Written>>,
+    used: Used,
     /// Tensors that the model does not read.
     deaf: BTreeSet<usize>,
 }
@@ -225,6 +237,7 @@ impl Work<'_> {
         };
         let results = self.adopt(&own, &done)?;
         self.keep(own, results);
+        self.used.extend(done.used);
         self.round(&tensors);
         Ok(())
     }
@@ -235,29 +248,57 @@ impl Work<'_> {
         let total = units.iter().map(|(_, bytes)| bytes).sum();
         let file = self.folder.begin(index, total)?;
         let mut written: Vec<Option<Written>> = units.iter().map(|_| None).collect();
+        let mut used = Used::new();
         for part in &stage.parts {
-            let mut moments = part.measure(job.plan, self.compensation)?;
-            let in_part: BTreeSet<usize> = part.tensors().collect();
-            self.begin(&format!("quantize {label}"), &self.units_of(&in_part));
-            for group in &part.groups {
-                let transform = self.rows.transforms[group.tensors[0]].as_deref();
-                let curvature = group.curvature(job.plan, &mut moments, transform, (job.codec, self.compensation));
-                let by = curvature.as_ref().map(|curvature| By::Curvature(curvature, self.compensation.rounding));
-                let own: Vec<usize> =
-                    (0..units.len()).filter(|&at| group.tensors.contains(&units[at].0.tensor)).collect();
-                let results = in_order(&own, |&at| {
-                    self.go_on()?;
-                    let encoded = self.rows.encode(&units[at].0, by.as_ref())?;
-                    file.write_at(&encoded.bytes, places[at].0)?;
-                    self.progress.advance(self.source_bytes(&units[at].0));
-                    Ok(Written::of(&encoded))
-                })?;
-                own.into_iter().zip(results).for_each(|(at, result)| written[at] = Some(result));
+            let moments = part.measure(job.plan, &self.rows.transforms, self.compensation)?;
+            self.begin(&format!("quantize {label}"), &self.units_of(&part.tensors().collect()));
+            for (group, moments) in part.groups.iter().zip(moments) {
+                let save = |at: usize, encoded: &Encoded| file.write_at(&encoded.bytes, places[at].0);
+                for (at, result) in self.round_group(group, moments.as_ref(), units, save)? {
+                    written[at] = Some(result);
+                }
+                if let Some(moments) = &moments {
+                    used.extend(group.tensors.iter().map(|&tensor| (tensor, group.used(moments))));
+                }
             }
             self.progress.end();
         }
         let written = units.iter().zip(written).filter_map(|((unit, _), written)| Some((*unit, written?)));
-        self.folder.finish(file, index, total, written)
+        self.folder.finish(file, index, total, (written, used))
+    }
+
+    fn transform(&self, group: &Group) -> Option<&Transform> {
+        self.rows.transforms[group.tensors[0]].as_deref()
+    }
+
+    /// Quantises the rows of one input, those of each matrix by its own second moment where there are such.
+    fn round_group(
+        &self,
+        group: &Group,
+        moments: Option<&InputMoments>,
+        units: &[(RowUnit, u64)],
+        save: impl Fn(usize, &Encoded) -> Result<()> + Sync,
+    ) -> Result<Vec<(usize, Written)>> {
+        let mut all = Vec::new();
+        for matrix in group.parts(moments) {
+            let method = (self.rows.job.codec, self.compensation);
+            let curvatures =
+                moments.and_then(|moments| group.curvatures((moments, matrix), self.transform(group), method));
+            let by = curvatures.as_ref().map(|curvatures| By::Curvature(curvatures, self.compensation.rounding));
+            let is_own = |unit: &RowUnit| {
+                group.tensors.contains(&unit.tensor) && matrix.is_none_or(|matrix| self.rows.matrix(unit) == matrix)
+            };
+            let own: Vec<usize> = (0..units.len()).filter(|&at| is_own(&units[at].0)).collect();
+            let results = in_order(&own, |&at| {
+                self.go_on()?;
+                let encoded = self.rows.encode(&units[at].0, by.as_ref())?;
+                save(at, &encoded)?;
+                self.progress.advance(self.source_bytes(&units[at].0));
+                Ok(Written::of(&encoded))
+            })?;
+            all.extend(own.into_iter().zip(results));
+        }
+        Ok(all)
     }
 
     /// Gives the rows of a stage that is done to the output and to the model.

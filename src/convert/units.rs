@@ -23,11 +23,14 @@ pub(super) struct RowUnit {
     pub(super) rows: u64,
 }
 
-/// Cuts tensors of (rows, columns) into runs of whole tiles' rows, as many as are rounded together; the last run of a tensor may be shorter.
-pub(super) fn cut(shapes: impl IntoIterator<Item = (u64, u64)>) -> Vec<RowUnit> {
-    let runs = |(tensor, (rows, columns)): (usize, (u64, u64))| {
+/// Cuts tensors of (matrices, rows of each, columns) into runs of whole tiles' rows of one matrix, as many as are rounded together; the last run of a
+/// matrix may be shorter.
+pub(super) fn cut(shapes: impl IntoIterator<Item = (u64, u64, u64)>) -> Vec<RowUnit> {
+    let runs = |(tensor, (matrices, rows, columns)): (usize, (u64, u64, u64))| {
         let step = (RUN_ELEMENTS / columns.max(1)).max(1).next_multiple_of(LANES as u64);
-        (0..rows).step_by(step as usize).map(move |first| RowUnit { tensor, first, rows: step.min(rows - first) })
+        let of = move |matrix: u64| (0..rows).step_by(step as usize).map(move |first| (matrix * rows + first, first));
+        let unit = move |(first, within): (u64, u64)| RowUnit { tensor, first, rows: step.min(rows - within) };
+        (0..matrices).flat_map(of).map(unit)
     };
     shapes.into_iter().enumerate().flat_map(runs).collect()
 }
@@ -100,7 +103,7 @@ mod tests {
 
     #[test]
     fn runs_cover_every_row_once_and_start_at_tiles() {
-        let units = cut([(4096, 768), (1, 576), (24, 1 << 20)]);
+        let units = cut([(1, 4096, 768), (1, 1, 576), (3, 8, 1 << 20)]);
         for (tensor, rows) in [(0, 4096), (1, 1), (2, 24)] {
             let mut next = 0;
             for unit in units.iter().filter(|u| u.tensor == tensor) {
@@ -125,7 +128,7 @@ mod tests {
 
     #[test]
     fn results_keep_their_order() {
-        let units = cut([(100_000, 256)]);
+        let units = cut([(1, 100_000, 256)]);
         let firsts = run_all(&units, "test", &NoProgress, |_| 1, |u| Ok(u.first)).unwrap();
         assert_eq!(firsts, units.iter().map(|u| u.first).collect::<Vec<_>>());
     }

@@ -124,7 +124,7 @@ fn verify_tensor(
 fn check_values(file: &Source, tensor: &TensorInfo, codec: Codec) -> Result<()> {
     let reader = RowReader::open(file, tensor, codec)?;
     let mut values = Vec::new();
-    for unit in cut([(tensor.rows(), tensor.columns())]) {
+    for unit in cut([(1, tensor.rows(), tensor.columns())]) {
         reader.read(unit.first, unit.rows, &mut values)?;
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
             let (row, column) = (unit.first + at as u64 / tensor.columns(), at as u64 % tensor.columns());
@@ -172,7 +172,7 @@ pub fn verify_against(file: &Source, source: &Source, codec: Codec, progress: &d
     let mut verification = verify(file, codec, progress)?;
     let transforms = record::read(file, &permutations(file)?)?;
     let pairs = pairs(file, source)?;
-    let units = cut(pairs.iter().map(|(tensor, _)| (tensor.rows(), tensor.columns())));
+    let units = cut(pairs.iter().map(|(tensor, _)| (1, tensor.rows(), tensor.columns())));
     let readers = pairs.iter().map(|(tensor, _)| TcqTensor::open(file, tensor, codec)).collect::<Result<Vec<_>>>()?;
     let identity = Transform::default();
     let errors = run_all(

@@ -11,6 +11,7 @@ mod export;
 mod gguf;
 mod llama;
 mod model;
+mod moments;
 mod report;
 
 use std::io;
@@ -25,6 +26,7 @@ pub use export::ExportError;
 pub use gguf::GgufError;
 pub use llama::LlamaError;
 pub use model::ModelError;
+pub use moments::MomentsError;
 pub use report::ReportError;
 
 /// The result of everything in this crate that can fail.
@@ -80,6 +82,9 @@ pub enum Error {
         /// What is wrong with it.
         defect: GgufError,
     },
+    /// Second moments cannot be measured, read or added up.
+    #[error(transparent)]
+    Moments(#[from] MomentsError),
     /// A model, statistics or permutation file is sound in itself but not what the work needs.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -136,6 +141,7 @@ impl Error {
             },
             Error::Gguf { defect, .. } => defect.class(),
             Error::Model(error) => error.class(),
+            Error::Moments(error) => error.class(),
             Error::Convert(error) => error.class(),
             Error::Eval(error) => error.class(),
             Error::Corpus(error) => error.class(),
@@ -163,6 +169,7 @@ impl Error {
             },
             Error::Gguf { defect, .. } => defect.hint(),
             Error::Model(error) => error.hint(),
+            Error::Moments(error) => error.hint(),
             Error::Convert(error) => error.hint(),
             Error::Eval(error) => error.hint(),
             Error::Corpus(error) => error.hint(),

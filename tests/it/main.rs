@@ -34,6 +34,9 @@ mod layering;
 #[cfg(feature = "llama")]
 mod llama;
 mod model;
+mod moments;
+#[cfg(feature = "llama")]
+mod moments_runs;
 mod prepare;
 mod quant;
 mod report;

@@ -5,6 +5,7 @@ use std::process::Command;
 use bytemuck::Zeroable;
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use tcq4::calib::Hessian;
+use tcq4::calib::hessian::USUAL_UNIT;
 use tcq4::quant::rounding::{Curvature, Rounding, round_stripes};
 use tcq4::tcq::{Codec, Encoder, Tile};
 
@@ -55,8 +56,8 @@ fn feedback_gives_the_codes_of_gptq_in_numpy() {
             row[j] = row[j] * (1.0 + (j % 5) as f32) + 0.7 * row[j - 1];
         }
     }
-    let mut hessian = Hessian::new(COLUMNS);
-    hessian.add(&inputs, &(0..1000).map(|t| t * COLUMNS).collect::<Vec<_>>());
+    let mut hessian = Hessian::new(COLUMNS, USUAL_UNIT);
+    hessian.add(&inputs, &(0..1000).map(|t| t * COLUMNS).collect::<Vec<_>>(), None).unwrap();
     let mean = hessian.mean();
     let mut weights: Vec<f32> = (0..ROWS * COLUMNS).map(|_| random.random_range(-1.0f32..1.0)).collect();
     let codec = Codec::new(Encoder::Default);

@@ -1,9 +1,9 @@
 //! Sequential conversion: the loaded model with replaced weights against a model loaded from a file, the conversion against a procedure step by
 //! step, and runs that are killed. Needs llama.cpp.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use half::f16;
@@ -108,11 +108,15 @@ impl Running {
 }
 
 impl SecondMoments for Running {
-    fn measure(&self, weights: &BTreeSet<String>) -> tcq4::Result<BTreeMap<String, Arc<Hessian>>> {
-        let weights = weights.iter().filter(|name| (self.only)(name)).cloned().collect();
+    fn measure(&self, requests: &[MomentsRequest]) -> tcq4::Result<Vec<Option<InputMoments>>> {
+        let wanted = |request: &&MomentsRequest| (self.only)(&request.weights[0]);
+        let asked: Vec<MomentsRequest> = requests.iter().filter(wanted).cloned().collect();
         let mut simulation = self.simulation.lock().unwrap();
         let rewriter = simulation.rounds().then_some(&mut *simulation as &mut dyn Rewriter);
-        second_moments(&self.model.read().unwrap(), &self.corpus, &options(), &weights, rewriter, &NoProgress)
+        let (model, options) = (self.model.read().unwrap(), options());
+        let found = second_moments(&model, &self.corpus, &options, &asked, Shard::WHOLE, rewriter, &NoProgress)?;
+        let mut found = found.into_iter();
+        Ok(requests.iter().map(|request| wanted(&request).then(|| found.next().flatten()).flatten()).collect())
     }
 }
 

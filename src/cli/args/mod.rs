@@ -16,7 +16,9 @@ pub(crate) use self::datasets::{DatasetsArgs, DatasetsCommand};
 pub(crate) use self::evaluate::{CompareArgs, EvalArgs};
 pub(crate) use self::export::{ChannelsArgs, ExportArgs, ExportWhat, RangesArgs, RowArgs, ScalesFromArgs};
 pub(crate) use self::look::{DiffArgs, InspectArgs, VerifyArgs};
-pub(crate) use self::produce::{CalibrateArgs, ConvertArgs, DequantizeArgs, PermsArgs, QuantizeArgs, RoundingArgs};
+pub(crate) use self::produce::{
+    CalibrateArgs, ConvertArgs, DequantizeArgs, MergeArgs, PermsArgs, QuantizeArgs, RoundingArgs,
+};
 pub(crate) use self::sequential::SequentialArgs;
 pub(crate) use self::shared::{
     CalibrationArgs, DataArgs, MethodArgs, OutputArgs, PermsOutputArgs, ProductionArgs, StoreArgs, TypeArgs,
@@ -69,6 +71,8 @@ pub(crate) enum Command {
     Quantize(QuantizeArgs),
     /// Turn a TCQ4 model back into F16, BF16 or F32, so that any tool can read it
     Dequantize(DequantizeArgs),
+    /// Add up statistics or second moments of parts of a calibration text
+    Merge(MergeArgs),
     /// Show what is in a GGUF file
     Inspect(InspectArgs),
     /// Prove a TCQ4 file sound, and measure it against its source

@@ -43,6 +43,9 @@ pub(crate) struct ConvertArgs {
     /// Keep the calibration statistics in this file
     #[arg(long, value_name = "FILE")]
     pub(crate) stats: Option<PathBuf>,
+    /// Keep the second moments of GPTQ in this file, or take them from there if it is of the same model, text and setting
+    #[arg(long, value_name = "FILE")]
+    pub(crate) second_moments: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) rounding: RoundingArgs,
     #[command(flatten)]
@@ -64,6 +67,12 @@ pub(crate) struct CalibrateArgs {
     /// Keep the statistics in this file, which `llama-quantize --imatrix` reads too
     #[arg(long, value_name = "FILE", requires = "calibration")]
     pub(crate) stats: Option<PathBuf>,
+    /// Keep second moments in this file, by which `quantize --rounding gptq` chooses codes
+    #[arg(long, value_name = "FILE", requires = "calibration")]
+    pub(crate) second_moments: Option<PathBuf>,
+    /// Memory for second moments [default: 4G]; with less the text runs more often
+    #[arg(long, value_name = "SIZE", requires = "second_moments")]
+    pub(crate) memory: Option<Size>,
     /// Continue a run that was interrupted
     #[arg(long)]
     pub(crate) resume: bool,
@@ -97,11 +106,31 @@ pub(crate) struct QuantizeArgs {
     /// Permutations of `tcq4 calibrate` or `tcq4 perms`
     #[arg(long, value_name = "FILE", conflicts_with = "order")]
     pub(crate) perms: Option<PathBuf>,
-    /// How codes are chosen; `greedy` needs --stats, and gptq is an option of `convert`
+    /// How codes are chosen; `greedy` needs --stats, `gptq` --second-moments
     #[arg(long, value_enum, default_value_t = RoundingArg::Nearest)]
     pub(crate) rounding: RoundingArg,
+    /// Second moments of `tcq4 calibrate --second-moments`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) second_moments: Option<PathBuf>,
+    /// Memory for the work on second moments [default: 4G]
+    #[arg(long, value_name = "SIZE", requires = "second_moments")]
+    pub(crate) memory: Option<Size>,
     #[command(flatten)]
     pub(crate) production: ProductionArgs,
+}
+
+/// `tcq4 merge`
+#[derive(Debug, Args)]
+pub(crate) struct MergeArgs {
+    /// Statistics, or second moments, of parts of one text
+    #[arg(required = true)]
+    pub(crate) inputs: Vec<PathBuf>,
+    /// The file to write
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// Replace an existing output
+    #[arg(short, long)]
+    pub(crate) force: bool,
 }
 
 /// `tcq4 dequantize`

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::perms::{Request, make};
+use super::moments::{Kept, MEMORY};
+use super::perms::{Request, make, plan};
 use super::statistics::{self, Keep};
 use crate::cli::args::CalibrateArgs;
 use crate::cli::{Outcome, Session, data, settings};
@@ -22,12 +23,22 @@ pub(in crate::cli) fn run(session: &Session, args: &CalibrateArgs) -> Outcome {
     if let Some(path) = &args.stats {
         settings::check_side_output(path, output, force, &source, texts)?;
     }
+    if let Some(path) = &args.second_moments {
+        settings::check_side_output(path, output, force, &source, texts)?;
+    }
     let statistics = if args.calibration.calibration.is_empty() {
         session.progress.note("no calibration text (-c): permutations come from the model's structure alone, which is fast and less accurate");
         None
     } else {
         let keep = Keep::beside(&args.perms.output, args.resume);
-        Some((statistics::measure(session, &source, &args.calibration, &specs, statistics::MANY_SAMPLES, &keep)?, keep))
+        let run = statistics::Run::open(session, &source, &args.calibration, &specs, statistics::MANY_SAMPLES, &keep)?;
+        let statistics = run.statistics()?;
+        if let Some(path) = &args.second_moments {
+            let kept = Kept { path, force, memory: args.memory.map_or(MEMORY, |size| size.0) };
+            kept.write(&run, (&source, &plan(&source)?))?;
+            session.printer.text(&format!("{}: second moments", path.display()));
+        }
+        Some((statistics, keep))
     };
     if let (Some(path), Some((statistics, _))) = (&args.stats, &statistics) {
         statistics::save(path, statistics, args.perms.force, &source)?;
@@ -42,7 +53,7 @@ pub(in crate::cli) fn run(session: &Session, args: &CalibrateArgs) -> Outcome {
     let (chunks, size) = measured.map_or((0, 0), |s| (s.chunk_count, s.chunk_size));
     session.printer.record(
         "calibrate",
-        json!({ "output": args.perms.output, "stats": args.stats, "permutations": count, "chunks": chunks, "chunk_size": size, "text": measured.and_then(statistics::composition) }),
+        json!({ "output": args.perms.output, "stats": args.stats, "second_moments": args.second_moments, "permutations": count, "chunks": chunks, "chunk_size": size, "text": measured.and_then(statistics::composition) }),
     );
     Ok(0)
 }

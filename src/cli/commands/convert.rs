@@ -1,7 +1,9 @@
 //! `tcq4 convert`: the main job in one go.
 
+use super::moments::{self, Kept, MEMORY, Moments};
 use super::produce::{Choice, Evidence, Production};
 use super::statistics;
+use crate::calib::Statistics;
 use crate::cli::args::{ConvertArgs, RoundingArgs, SequentialArgs};
 use crate::cli::values::{Preset, RoundingArg};
 use crate::cli::{Outcome, Session, data, settings};
@@ -12,9 +14,6 @@ use crate::model::Arch;
 use crate::quant::Activations;
 use crate::quant::rounding::Rounding;
 use crate::tcq::{Codec, Encoder};
-
-/// What second moments may take where `--memory` does not say.
-const MEMORY: u64 = 4 << 30;
 
 pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
     check(args)?;
@@ -33,6 +32,9 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
     if let Some(path) = &args.stats {
         settings::check_side_output(path, &args.output, args.production.out.force, &source, &texts)?;
     }
+    if let Some(path) = args.second_moments.as_ref().filter(|path| !path.exists() || args.production.out.force) {
+        settings::check_side_output(path, &args.output, args.production.out.force, &source, &texts)?;
+    }
     plan.check_encoders()?; // before the long part
     if args.sequential.sequential {
         checkpoint(args).check(args.production.out.force)?;
@@ -42,13 +44,34 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
     let keep = statistics::Keep::in_memory();
     let behind = behind(session, args)?;
     let run = statistics::Run::open(session, &source, &args.calibration, &specs, samples, &keep, behind)?;
-    let statistics = run.statistics()?;
+    let (statistics, moments) = measure(session, args, &run, (&source, &plan))?;
     if let Some(path) = &args.stats {
         statistics::save(path, &statistics, args.production.out.force, &source)?;
     }
     let statistics_file = args.stats.as_ref().map(|path| path.display().to_string());
-    let choice = choice(args, &source, &plan, &run);
+    let sequential = |memory| sequential(args, (&source, &plan), memory, &run);
+    let choice = choice(&args.rounding, moments.as_ref(), sequential);
     production.finish(&plan, Evidence { statistics: Some(statistics), statistics_file, orders: None, choice })
+}
+
+/// The statistics, and where second moments come from if they are needed.
+fn measure<'a>(
+    session: &Session,
+    args: &ConvertArgs,
+    run: &'a statistics::Run<'a>,
+    model: (&Source, &Conversion),
+) -> Result<(Statistics, Option<Moments<'a>>)> {
+    let Some(memory) = moments_memory(&args.rounding) else { return Ok((run.statistics()?, None)) };
+    let (statistics, moments) = match &args.second_moments {
+        None if args.sequential.sequential => (run.statistics()?, Moments::measured_anew(run)),
+        None => moments::measure(run, model, memory)?,
+        Some(path) => {
+            let kept = Kept { path, force: args.production.out.force, memory };
+            let (statistics, file) = kept.measure(session, run, model)?;
+            (statistics, Moments::File(file))
+        }
+    };
+    Ok((statistics, Some(moments)))
 }
 
 /// Chunks of text where `-n` does not say.
@@ -75,6 +98,20 @@ fn check(args: &ConvertArgs) -> Result<()> {
             hint: Some("add --rounding gptq or --preset best".into()),
         });
     }
+    if args.sequential.sequential && args.second_moments.is_some() {
+        return Err(Error::Usage {
+            message:
+                "--second-moments keeps those of the model before it is quantised, and --sequential measures others"
+                    .into(),
+            hint: Some("leave one of them out".into()),
+        });
+    }
+    if args.second_moments.is_some() && rounding(&args.rounding) != RoundingArg::Gptq {
+        return Err(Error::Usage {
+            message: "--second-moments is of no use without GPTQ".into(),
+            hint: Some("pass --rounding gptq or --preset best, or leave it out".into()),
+        });
+    }
     Ok(())
 }
 
@@ -98,23 +135,32 @@ fn rounding(args: &RoundingArgs) -> RoundingArg {
     })
 }
 
+/// How the conversion is done in sequence, if it is.
+fn sequential<'a>(
+    args: &ConvertArgs,
+    (source, plan): (&Source, &Conversion),
+    memory: u64,
+    stream: &'a statistics::Run<'_>,
+) -> Option<Sequential<'a>> {
+    let SequentialArgs { sequential, layer_batch: blocks, .. } = args.sequential;
+    let blocks = || blocks.unwrap_or_else(|| layer_batch(source, plan, memory));
+    sequential.then(|| Sequential { stream, blocks: blocks(), checkpoint: checkpoint(args) })
+}
+
 /// How codes are chosen.
-fn choice<'a>(args: &ConvertArgs, source: &Source, plan: &Conversion, moments: &'a statistics::Run<'_>) -> Choice<'a> {
-    let sequential = |memory: u64| {
-        let SequentialArgs { sequential, layer_batch: blocks, .. } = args.sequential;
-        let blocks = || blocks.unwrap_or_else(|| layer_batch(source, plan, memory));
-        sequential.then(|| Sequential { stream: moments, blocks: blocks(), checkpoint: checkpoint(args) })
-    };
-    let args = &args.rounding;
-    match (rounding(args), moments_memory(args)) {
+fn choice<'a>(
+    args: &RoundingArgs,
+    moments: Option<&'a Moments<'_>>,
+    sequential: impl FnOnce(u64) -> Option<Sequential<'a>>,
+) -> Choice<'a> {
+    match (rounding(args), moments_memory(args).zip(moments)) {
         (RoundingArg::Greedy, _) => Choice::Greedy,
-        (RoundingArg::Gptq, Some(memory)) => Choice::Gptq(Compensation {
-            moments,
+        (RoundingArg::Gptq, Some((memory, moments))) => Choice::Gptq(Compensation {
             rounding: Rounding { feedback: true, descents: args.refine, refit: args.refine > 0 },
             damp: args.damp.0,
             act_order: !args.no_act_order,
-            memory,
             sequential: sequential(memory),
+            ..moments::compensation(moments, memory)
         }),
         (RoundingArg::Nearest | RoundingArg::Gptq, _) => Choice::Nearest,
     }

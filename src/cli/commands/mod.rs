@@ -15,6 +15,8 @@ mod eval_text;
 pub(super) mod export;
 mod export_row;
 pub(super) mod inspect;
+pub(super) mod merge;
+mod moments;
 pub(super) mod perms;
 mod plan_text;
 mod produce;

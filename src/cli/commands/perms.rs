@@ -67,9 +67,13 @@ pub(super) fn make(session: &Session, request: &Request<'_>) -> Result<usize> {
     Ok(count)
 }
 
+/// The plan of everything that can be TCQ4.
+pub(super) fn plan(source: &Source) -> Result<Conversion> {
+    Conversion::new(source, &PlanSettings { allow_requantize: true, ..PlanSettings::default() })
+}
+
 /// The tensors that can be TCQ4.
 fn targets(source: &Source) -> Result<BTreeSet<String>> {
-    let settings = PlanSettings { allow_requantize: true, ..PlanSettings::default() };
-    let plan = Conversion::new(source, &settings)?;
+    let plan = plan(source)?;
     Ok(plan.tensors.iter().filter(|t| t.is_tcq4()).map(|t| t.name.clone()).collect())
 }

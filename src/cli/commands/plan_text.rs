@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::cli::table::{Table, count};
-use crate::convert::{Conversion, PlannedTensor, compensation_cost, working_memory};
+use crate::convert::{Conversion, PlannedTensor, compensation_cost, compensation_limits, working_memory};
 use crate::gguf::Source;
 use crate::util::units::Bytes;
 
@@ -62,8 +62,25 @@ fn kind(tensor: &PlannedTensor) -> String {
     number.map_or_else(|| tensor.name.clone(), |(_, rest)| format!("blk.*.{rest}"))
 }
 
-fn times(count: usize) -> String {
-    if count == 1 { "once".to_owned() } else { format!("{count} times") }
+/// What memory does not suffice for.
+fn limits(source: &Source, plan: &Conversion, memory: u64) -> String {
+    let limits = compensation_limits(source, plan, memory);
+    let mut text = String::new();
+    if let Some((name, columns)) = limits.blocks.first() {
+        let count = limits.blocks.len();
+        text += &format!(
+            "\nWARNING: {} of memory do not suffice to weigh all columns of {count} tensors together ({name} ..): errors are made up for within blocks of {columns} columns; a larger --memory gives better codes",
+            Bytes(memory)
+        );
+    }
+    if let Some(name) = limits.shared.first() {
+        let count = limits.shared.len();
+        text += &format!(
+            "\nWARNING: {} of memory do not suffice for second moments of each expert of {count} tensors ({name} ..): the experts of a layer share one; a larger --memory gives each its own",
+            Bytes(memory)
+        );
+    }
+    text
 }
 
 fn totals(source: &Source, plan: &Conversion, moments: Option<u64>) -> String {
@@ -78,11 +95,12 @@ fn totals(source: &Source, plan: &Conversion, moments: Option<u64>) -> String {
     );
     if let Some(memory) = moments {
         let (runs, bytes) = compensation_cost(source, plan, memory);
-        text += &format!(
-            "\nGPTQ: second moments take about {} of memory, and the text runs {} more",
-            Bytes(bytes),
-            times(runs)
-        );
+        // One run is the one that measures the statistics.
+        let more = if runs > 1 { format!(", and the text runs {runs} times for them") } else { String::new() };
+        text += &format!("\nGPTQ: second moments take about {} of memory{more}", Bytes(bytes));
+    }
+    if let Some(memory) = moments {
+        text += &limits(source, plan, memory);
     }
     let substitutions = plan.substitutions().count();
     if substitutions > 0 {

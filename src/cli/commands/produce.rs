@@ -190,7 +190,35 @@ fn done(converted: &Converted, bits: f64, elapsed: Elapsed) -> String {
         converted.losses.len(),
         error * 100.0,
     );
-    text + &output_errors(&converted.losses)
+    text + &output_errors(&converted.losses) + &coverage(&converted.losses)
+}
+
+/// Experts that the text did not cover, and columns that were not weighed together.
+fn coverage(losses: &[TensorLoss]) -> String {
+    const NAMED: usize = 5;
+    let used = || losses.iter().filter_map(|loss| Some((&loss.name, loss.moments.as_ref()?)));
+    let blocks: Vec<_> = used().filter_map(|(name, moments)| Some((name, moments.columns_together?))).collect();
+    let mut text = blocks.first().map_or(String::new(), |(name, columns)| {
+        format!("\n{} tensors were rounded in blocks of {columns} columns, as memory allowed ({name} ..)", blocks.len())
+    });
+    let experts: Vec<_> = used().filter_map(|(name, moments)| Some((name, moments.experts.as_ref()?))).collect();
+    if experts.is_empty() {
+        return text;
+    }
+    let own = experts.iter().filter(|(_, experts)| experts.own).count();
+    let starved: Vec<_> = experts.iter().filter(|(_, experts)| !experts.starved.is_empty()).collect();
+    let fewest = experts.iter().flat_map(|(_, experts)| &experts.rows).min().copied().unwrap_or(0);
+    text += &format!(
+        "\nexperts: second moments of their own in {own} of {} tensors, fewest rows of one {fewest}; starved ones in {}",
+        experts.len(),
+        starved.len()
+    );
+    for (name, experts) in starved.iter().take(NAMED) {
+        let list = experts.starved.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+        let (few, all) = (experts.starved.len(), experts.rows.len());
+        text += &format!("\n  {name}: {few} of {all} saw fewer than {} rows: {list}", experts.floor);
+    }
+    if starved.len() > NAMED { text + "\n  .." } else { text }
 }
 
 /// The mean error of the outputs, where codes were chosen by it.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::moments::{self, MEMORY, Moments};
 use super::produce::{Choice, Evidence, Production};
 use super::statistics;
 use crate::calib::perms;
@@ -15,16 +16,26 @@ use crate::tcq::Encoder;
 use crate::util::progress::Progress;
 
 pub(in crate::cli) fn run(session: &Session, args: &QuantizeArgs) -> Outcome {
-    let choice = choice(args)?;
+    check(args)?;
     let source = Source::open(&args.model)?;
-    let inputs: Vec<PathBuf> = args.stats.iter().chain(&args.perms).cloned().collect();
+    let inputs: Vec<PathBuf> = args.stats.iter().chain(&args.perms).chain(&args.second_moments).cloned().collect();
+    let memory = args.memory.map_or(MEMORY, |size| size.0);
+    let moments = match &args.second_moments {
+        Some(path) => Some(Moments::File(moments::load(session, path, &source)?)),
+        None => None,
+    };
     let production = Production {
         session,
         source: &source,
         output: &args.output,
         args: &args.production,
         inputs: &inputs,
-        moments: None,
+        moments: (args.rounding == RoundingArg::Gptq).then_some(memory),
+    };
+    let choice = match (args.rounding, &moments) {
+        (RoundingArg::Gptq, Some(moments)) => Choice::Gptq(moments::compensation(moments, memory)),
+        (RoundingArg::Greedy, _) => Choice::Greedy,
+        _ => Choice::Nearest,
     };
     let mut evidence = Evidence { choice, ..Evidence::default() };
     if let Some(path) = &args.stats {
@@ -47,20 +58,25 @@ pub(in crate::cli) fn run(session: &Session, args: &QuantizeArgs) -> Outcome {
     production.finish(&plan, evidence)
 }
 
-/// How codes are chosen.
-fn choice(args: &QuantizeArgs) -> Result<Choice<'static>> {
+/// Refuses options that do not go together.
+fn check(args: &QuantizeArgs) -> Result<()> {
     let usage = |message: &str, hint: &str| Err(Error::Usage { message: message.into(), hint: Some(hint.into()) });
     match args.rounding {
-        RoundingArg::Nearest => Ok(Choice::Nearest),
-        RoundingArg::Gptq => usage("GPTQ needs the model to run", "use `tcq4 convert --rounding gptq`"),
+        RoundingArg::Gptq if args.second_moments.is_none() => usage(
+            "--rounding gptq needs second moments of the activations",
+            "pass --second-moments FILE, made by `tcq4 calibrate --second-moments`, or use `tcq4 convert`",
+        ),
+        RoundingArg::Nearest | RoundingArg::Greedy if args.second_moments.is_some() => {
+            usage("--second-moments is of no use without GPTQ", "pass --rounding gptq, or leave it out")
+        }
         RoundingArg::Greedy if args.stats.is_none() => usage(
             "--rounding greedy needs statistics of the activations",
             "pass --stats FILE, made by `tcq4 calibrate --stats`",
         ),
-        RoundingArg::Greedy if args.production.method.encoder == Encoder::Parity => usage(
-            "greedy rounding chooses other codes than `--encoder parity` stands for",
+        RoundingArg::Greedy | RoundingArg::Gptq if args.production.method.encoder == Encoder::Parity => usage(
+            "GPTQ and greedy rounding choose other codes than `--encoder parity` stands for",
             "leave out --encoder parity, or pass --rounding nearest",
         ),
-        RoundingArg::Greedy => Ok(Choice::Greedy),
+        _ => Ok(()),
     }
 }

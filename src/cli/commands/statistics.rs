@@ -1,14 +1,17 @@
 //! Statistics for the commands that need them: measured on the default or a given text, kept, read back.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 
+use crate::calib::moments_store::MomentsOrigin;
 use crate::calib::run::{COMPOSITION_NOTE, forget_checkpoint};
-use crate::calib::{CalibrationOptions, Hessian, Statistics, calibrate, second_moments, store};
+use crate::calib::{
+    CalibrationOptions, InputMoments, MomentsRequest, Shard, Statistics, calibrate, calibrate_with_moments,
+    second_moments, store,
+};
 use crate::cli::args::CalibrationArgs;
 use crate::cli::{Session, data};
-use crate::convert::{SecondMoments, Stream};
+use crate::convert::Stream;
 use crate::corpus::chunks::Selection;
 use crate::corpus::overlap::WORTH_A_WARNING;
 use crate::corpus::{Corpus, Overlap, Purpose, SourceSpec, load as load_text};
@@ -100,23 +103,45 @@ impl<'a> Run<'a> {
         Ok(Self { session, fingerprint: store::fingerprint(source), corpus, model, options, stream })
     }
 
+    /// The model as it is.
+    fn model(&self) -> RwLockReadGuard<'_, Model> {
+        self.model.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Measures the statistics. What comes of them is the same whether they take the way through a file or not.
     pub(super) fn statistics(&self) -> Result<Statistics> {
         let progress = &self.session.progress;
-        let model = self.model.read().unwrap_or_else(PoisonError::into_inner);
-        Ok(calibrate(&model, &self.corpus, &self.fingerprint, &self.options, progress)?.as_kept())
+        Ok(calibrate(&self.model(), &self.corpus, &self.fingerprint, &self.options, progress)?.as_kept())
     }
-}
 
-impl SecondMoments for Run<'_> {
-    fn measure(&self, weights: &BTreeSet<String>) -> Result<BTreeMap<String, Arc<Hessian>>> {
-        let model = self.model.read().unwrap_or_else(PoisonError::into_inner);
+    /// Measures second moments, in a run of the text of their own.
+    pub(super) fn second_moments(&self, requests: &[MomentsRequest]) -> Result<Vec<Option<InputMoments>>> {
         let mut simulation =
             self.stream.as_ref().map(|(_, simulation)| simulation.lock().unwrap_or_else(PoisonError::into_inner));
         let rewriter = simulation.as_deref_mut().filter(|simulation| simulation.rounds());
         let rewriter = rewriter.map(|simulation| simulation as &mut dyn Rewriter);
-        second_moments(&model, &self.corpus, &self.options, weights, rewriter, &self.session.progress)
+        let Self { corpus, options, session, .. } = self;
+        second_moments(&self.model(), corpus, options, requests, Shard::WHOLE, rewriter, &session.progress)
     }
+
+    /// Measures both in one run of the text: what [`Self::statistics`] and [`Self::second_moments`] give.
+    pub(super) fn both(&self, requests: &[MomentsRequest]) -> Result<(Statistics, Vec<Option<InputMoments>>)> {
+        let Self { corpus, fingerprint, options, session, .. } = self;
+        let model = self.model();
+        let (statistics, moments) =
+            calibrate_with_moments(&model, corpus, fingerprint, options, requests, &session.progress)?;
+        Ok((statistics.as_kept(), moments))
+    }
+
+    /// What second moments of this run are known by.
+    pub(super) fn origin(&self) -> Result<MomentsOrigin> {
+        MomentsOrigin::new(&self.model(), &self.corpus, &self.fingerprint, &self.options, Shard::WHOLE)
+    }
+}
+
+/// Names a model by its tensors.
+pub(super) fn fingerprint(source: &Source) -> String {
+    store::fingerprint(source)
 }
 
 impl Stream for Run<'_> {

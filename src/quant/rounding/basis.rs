@@ -2,8 +2,12 @@
 
 use rayon::prelude::*;
 
+use crate::math::hadamard::FWHT_NORM;
 use crate::quant::Transform;
-use crate::tcq::Codec;
+use crate::tcq::{CHUNK, Codec};
+
+/// Columns that are rotated together: 256 rows of them fit into the first cache.
+const STRIP: usize = 32;
 
 /// `RᵀHR` for the second moment H of the activations as the model has them, and R what `transform` and the rotation do to activations:
 /// weights divided by a channel's scale mean activations multiplied by it.
@@ -11,21 +15,53 @@ use crate::tcq::Codec;
 /// # Panics
 /// If the transform is of another number of columns, or that is not a multiple of 256.
 pub fn rotated(hessian: &[f32], columns: usize, transform: &Transform, codec: Codec) -> Vec<f32> {
-    let (order, factors) = gather(columns, transform);
+    let (order, factors) = gathered(columns, transform);
     let mut new = vec![0.0; columns * columns];
     new.par_chunks_exact_mut(columns).enumerate().for_each(|(i, row)| {
         let from = &hessian[order[i] as usize * columns..][..columns];
-        for ((value, &j), factor) in row.iter_mut().zip(&order).zip(&factors) {
-            *value = from[j as usize] * factors[i] * factor;
+        row.iter_mut().zip(&order).for_each(|(value, &j)| *value = from[j as usize]);
+    });
+    rotate(&mut new, &factors, codec);
+    new
+}
+
+/// Multiplies rows and columns of a second moment, in the order of the weights' columns, by their factors and rotates both sides, in place.
+///
+/// # Panics
+/// If it is not square of as many columns as there are factors, or that is not a multiple of 256.
+pub fn rotate(hessian: &mut [f32], factors: &[f32], codec: Codec) {
+    let columns = factors.len();
+    assert!(hessian.len() == columns * columns && columns.is_multiple_of(CHUNK));
+    hessian.par_chunks_mut(CHUNK * columns).enumerate().for_each(|(chunk, rows)| {
+        for (row, own) in rows.chunks_exact_mut(columns).zip(&factors[chunk * CHUNK..]) {
+            row.iter_mut().zip(factors).for_each(|(value, factor)| *value *= own * factor);
+            codec.fwht(row);
         }
-        codec.fwht(row);
+        for first in (0..columns).step_by(STRIP) {
+            rotate_strip(rows, columns, first);
+        }
     });
-    let mut turned = vec![0.0; columns * columns];
-    turned.par_chunks_exact_mut(columns).enumerate().for_each(|(i, row)| {
-        row.iter_mut().enumerate().for_each(|(j, value)| *value = new[j * columns + i]);
-        codec.fwht(row);
-    });
-    turned
+}
+
+/// Rotates [`STRIP`] columns of 256 rows, from column `first` on: what [`crate::math::hadamard::fwht256`] does, to all of them at once.
+fn rotate_strip(rows: &mut [f32], columns: usize, first: usize) {
+    let mut strip = [[0.0f32; STRIP]; CHUNK];
+    for (own, row) in strip.iter_mut().zip(rows.chunks_exact(columns)) {
+        own.copy_from_slice(&row[first..first + STRIP]);
+    }
+    let mut h = 1;
+    while h < CHUNK {
+        for pair in strip.chunks_exact_mut(2 * h) {
+            let (upper, lower) = pair.split_at_mut(h);
+            for (a, b) in upper.iter_mut().flatten().zip(lower.iter_mut().flatten()) {
+                (*a, *b) = (*a + *b, *a - *b);
+            }
+        }
+        h *= 2;
+    }
+    for (own, row) in strip.iter().zip(rows.chunks_exact_mut(columns)) {
+        row[first..first + STRIP].iter_mut().zip(own).for_each(|(value, sum)| *value = sum * FWHT_NORM);
+    }
 }
 
 /// The mean input in the basis of the rotated weights, for the mean of the activations as the model has them.
@@ -33,14 +69,17 @@ pub fn rotated(hessian: &[f32], columns: usize, transform: &Transform, codec: Co
 /// # Panics
 /// As [`rotated`].
 pub fn rotated_mean(mean: &[f32], transform: &Transform, codec: Codec) -> Vec<f32> {
-    let (order, factors) = gather(mean.len(), transform);
+    let (order, factors) = gathered(mean.len(), transform);
     let mut new: Vec<f32> = order.iter().zip(factors).map(|(&j, factor)| mean[j as usize] * factor).collect();
     codec.fwht(&mut new);
     new
 }
 
 /// Where each of the weights' columns comes from, and by what its activation is multiplied.
-fn gather(columns: usize, transform: &Transform) -> (Vec<u32>, Vec<f32>) {
+///
+/// # Panics
+/// If the transform is of another number of columns.
+pub fn gathered(columns: usize, transform: &Transform) -> (Vec<u32>, Vec<f32>) {
     let order: Vec<u32> = match &transform.columns {
         Some(order) => order.indices().to_vec(),
         None => (0..columns as u32).collect(),

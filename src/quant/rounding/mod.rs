@@ -11,7 +11,7 @@ mod greedy;
 mod panel;
 mod passes;
 
-pub use basis::{rotated, rotated_mean};
+pub use basis::{gathered, rotate, rotated, rotated_mean};
 pub use curvature::{Curvature, Damping};
 pub use greedy::{Flipped, flip_to_mean, unprotected};
 pub use passes::{Rounded, Rounding, round_stripes};
