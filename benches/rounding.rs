@@ -11,6 +11,7 @@ use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use rayon::prelude::*;
 use tcq4::calib::Hessian;
 use tcq4::calib::hessian::Unit;
+use tcq4::math::products::{LANES, TOGETHER, add_products};
 use tcq4::quant::Transform;
 use tcq4::quant::rounding::{Curvature, Rounding, rotated, round_stripes};
 use tcq4::tcq::{Codec, Encoder, Tile};
@@ -18,7 +19,7 @@ use tcq4::tcq::{Codec, Encoder, Tile};
 const ROWS_OF_INPUT: usize = 2048;
 const RUNS: usize = 3;
 /// Rows of weights that are rounded together.
-const TOGETHER: usize = 32;
+const STRIPE: usize = 32;
 
 /// Seconds of the steps of a run.
 type Seconds = [f64; 5];
@@ -34,7 +35,31 @@ fn main() {
     for (step, name) in STEPS.iter().enumerate() {
         println!("{name:<14} {:7.3} s", median(runs.iter().map(|run| run[step])));
     }
+    let moment = median(runs.iter().map(|run| run[0]));
+    let products = (ROWS_OF_INPUT * size) as f64 * (size + 32) as f64;
+    println!("second moment: {:.1} GFLOP/s; registers alone: {:.1}", products / moment / 1e9, peak());
     println!("{:<14} {:7.3} s", "all of it", median(runs.iter().map(|run| run.iter().sum())));
+}
+
+/// f32 products and sums of all threads in 10⁹ a second, with everything in registers or the first cache: what the processor does at best without
+/// fused operations, which would round otherwise elsewhere.
+fn peak() -> f64 {
+    const LENGTH: usize = 64;
+    const TURNS: usize = 40_000;
+    let threads = rayon::current_num_threads();
+    let started = Instant::now();
+    let sums: f32 = (0..threads)
+        .into_par_iter()
+        .map(|thread| {
+            let factors = std::hint::black_box(vec![[1.0 + thread as f32 * 1e-3; TOGETHER]; LENGTH]);
+            let values = std::hint::black_box(vec![[1e-3f32; LANES]; LENGTH]);
+            let mut tile = [[0.0f32; LANES]; TOGETHER];
+            (0..TURNS).for_each(|_| add_products(&mut tile, &factors, &values));
+            tile[0][0]
+        })
+        .sum();
+    std::hint::black_box(sums);
+    (threads * TURNS * LENGTH * TOGETHER * LANES * 2) as f64 / started.elapsed().as_secs_f64() / 1e9
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {
@@ -69,7 +94,7 @@ fn run(size: usize, inputs: &[f32], weights: &[f32]) -> Seconds {
     lap(3);
     let rounding = Rounding { feedback: true, descents: 2, refit: true };
     if let Some(curvature) = curvature {
-        weights.par_chunks(TOGETHER * size).zip(tiles.par_chunks_mut(TOGETHER / 8 * size / 256)).for_each(
+        weights.par_chunks(STRIPE * size).zip(tiles.par_chunks_mut(STRIPE / 8 * size / 256)).for_each(
             |(rows, tiles)| {
                 round_stripes(rows, tiles, &curvature, rounding);
             },

@@ -34,7 +34,7 @@ fn neither_memory_nor_threads_change_a_byte() {
     let dir = Dir::new();
     let line = format!("convert MODEL {LITTLE} --rounding gptq");
     dir.tcq4(&format!("{line} -o one.gguf --threads 1")).ok();
-    dir.tcq4(&format!("{line} -o many.gguf --threads 2 --memory 6M")).ok();
+    dir.tcq4(&format!("{line} -o many.gguf --threads 2 --memory 12M")).ok();
     assert_same_tensors(&dir, "one.gguf", "many.gguf");
     dir.tcq4(&format!("{line} -o plain.gguf --no-act-order --refine 0 --damp 0.1")).ok();
     let diff = dir.tcq4("diff one.gguf plain.gguf --json").record("diff");
