@@ -130,7 +130,7 @@ impl<'a> Folder<'a> {
         match DirBuilder::new().mode(0o700).create(folder.path) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 if !fs::symlink_metadata(folder.path).map_err(Error::io(folder.path, "open"))?.is_dir() {
-                    return Err(folder.refuse(folder.path, "it is no folder"));
+                    return Err(refuse(folder.path, "it is no folder"));
                 }
                 if !checkpoint.resume {
                     empty(folder.path)?;
@@ -139,10 +139,6 @@ impl<'a> Folder<'a> {
             made => made.map_err(Error::io(folder.path, "create the folder"))?,
         }
         Ok(folder)
-    }
-
-    fn refuse(&self, path: &Path, what: &str) -> Error {
-        ConvertError::Checkpoint { path: path.to_path_buf(), what: what.to_owned() }.into()
     }
 
     fn file(&self, batch: usize) -> PathBuf {
@@ -184,13 +180,13 @@ impl<'a> Folder<'a> {
         };
         let metadata = file.metadata().map_err(Error::io(&path, "read"))?;
         if !metadata.is_file() {
-            return Err(self.refuse(&path, "it is no file"));
+            return Err(refuse(&path, "it is no file"));
         }
-        let damaged = || self.refuse(&path, "it is damaged");
+        let damaged = || refuse(&path, "it is damaged");
         let footer = read_footer(&file, metadata.len()).map_err(Error::io(&path, "read"))?.ok_or_else(damaged)?;
         let (footer, rows): (Footer, u64) = (serde_json::from_slice(&footer.0).map_err(|_| damaged())?, footer.1);
         if footer.run != self.run {
-            return Err(self.refuse(&path, "it is of another model, text, or setting"));
+            return Err(refuse(&path, "it is of another model, text, or setting"));
         }
         let same = |(kept, (unit, _)): (&Kept, &(RowUnit, u64))| {
             (kept.tensor, kept.first, kept.rows) == (unit.tensor, unit.first, unit.rows)
@@ -216,6 +212,11 @@ impl Drop for Folder<'_> {
         // An empty folder is of no use; one with something in it stays.
         let _ = fs::remove_dir(self.path);
     }
+}
+
+/// What lies there cannot be continued.
+fn refuse(path: &Path, what: &str) -> Error {
+    ConvertError::Checkpoint { path: path.to_path_buf(), what: what.to_owned() }.into()
 }
 
 /// Removes our files from a folder.
@@ -280,7 +281,7 @@ impl Done {
         self.file.read_exact_at(&mut bytes, offset).map_err(Error::io(&self.path, "read"))?;
         let written = self.units[index].written();
         if xxh3_64(&bytes) != written.digest {
-            return Err(ConvertError::Checkpoint { path: self.path.clone(), what: "it is damaged".into() }.into());
+            return Err(refuse(&self.path, "it is damaged"));
         }
         Ok((written, bytes))
     }
@@ -312,7 +313,7 @@ mod tests {
     }
 
     fn everything(folder: &Folder<'_>) -> Result<Vec<(Written, Vec<u8>)>> {
-        let done = folder.load(1, &UNITS)?.ok_or_else(|| folder.refuse(folder.path, "nothing"))?;
+        let done = folder.load(1, &UNITS)?.ok_or_else(|| refuse(folder.path, "nothing"))?;
         (0..2).map(|index| done.read(index)).collect()
     }
 

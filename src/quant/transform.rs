@@ -108,7 +108,9 @@ impl Transform {
             }
             if let Some(scale) = &self.row_scale {
                 let factor = scale[self.source_row(first + offset)];
-                row.iter_mut().for_each(|value| *value /= factor);
+                for value in row.iter_mut() {
+                    *value /= factor;
+                }
             }
             if let Some(scale) = &self.column_scale {
                 assert_eq!(scale.len(), row.len());

@@ -57,7 +57,7 @@ impl RawModel {
         let missing = || LlamaError::Load { path: path.to_path_buf(), reason: "its path has a NUL".into() };
         let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| missing())?;
         // SAFETY: a NUL-terminated name and parameters from the defaults; the backend is initialised.
-        let model = unsafe { sys::llama_model_load_from_file(name.as_ptr(), model_params(options)) };
+        let model = unsafe { sys::llama_model_load_from_file(name.as_ptr(), model_params(*options)) };
         let Some(model) = NonNull::new(model) else {
             return Err(LlamaError::Load { path: path.to_path_buf(), reason: log::reason() }.into());
         };
@@ -200,7 +200,7 @@ impl Drop for RawContext<'_> {
     }
 }
 
-fn model_params(options: &ModelOptions) -> sys::llama_model_params {
+fn model_params(options: ModelOptions) -> sys::llama_model_params {
     // SAFETY: pure functions, one that returns a struct by value.
     let (mut params, amx) = unsafe { (sys::llama_model_default_params(), sys::ggml_cpu_has_amx_int8() != 0) };
     params.n_gpu_layers = i32::try_from(options.gpu_layers).unwrap_or(i32::MAX);
