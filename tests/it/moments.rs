@@ -332,7 +332,7 @@ fn convert_with(source: &Source, output: &Path, moments: &dyn SecondMoments, mem
     let provenance = Provenance { encoder: Encoder::Default, recipe: "{}".into(), calibration: Vec::new() };
     let metadata = output_metadata(source, &plan, &transforms, &provenance);
     let rounding = Rounding { feedback: true, descents: 1, refit: true };
-    let codes = Codes::Gptq(Compensation { moments, rounding, damp: 0.01, act_order: true, memory });
+    let codes = Codes::Gptq(Compensation { moments, rounding, damp: 0.01, act_order: true, memory, sequential: None });
     let codec = Codec::new(Encoder::Default);
     let job = Job { source, plan: &plan, transforms: &transforms, codec, codes, metadata };
     let target = Target { path: output.to_path_buf(), force: false, sharding: Sharding::Single };

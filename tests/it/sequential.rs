@@ -7,7 +7,7 @@ use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use half::f16;
-use tcq4::calib::{CalibrationOptions, Hessian, calibrate, second_moments};
+use tcq4::calib::{CalibrationOptions, InputMoments, MomentsRequest, Shard, calibrate, second_moments};
 use tcq4::convert::{
     Checkpoint, Codes, Compensation, Conversion, Job, PlanSettings, Provenance, SecondMoments, Sequential, Stream,
     Target, convert, dequantize, output_metadata, read_rows,
