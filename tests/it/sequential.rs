@@ -319,6 +319,7 @@ fn a_checkpoint_of_something_else_is_refused() {
     let dir = Dir::new();
     let line = format!("{LINE} -n 16 -o out.gguf --layer-batch 1").replace("-n 4 ", "");
     assert!(killed_after(&dir, &line, 1));
+    std::fs::remove_file(dir.file(".out.gguf.part")).unwrap(); // the refused runs below would use it up
     let other = "error: out.gguf.partial/batch-0001: the checkpoint cannot be continued: it is of another model, text, or setting\n\
                  hint: pass --force instead of --resume to begin anew";
     for options in ["--damp 0.02", "--layer-batch 2", "-c EVALUATION", "--activations int4", "--output-type f16"] {
