@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::args::{MethodArgs, OutputArgs, RoundingArgs, TypeArgs};
+use super::args::{MethodArgs, OutputArgs, RoundingArgs, SequentialArgs, TypeArgs};
 use super::values::Compat;
 use crate::convert::{Conversion, PlanSettings, Target, TypeRule};
 use crate::error::{Error, Result};
@@ -26,8 +26,25 @@ pub(super) fn plan_settings(types: &TypeArgs) -> PlanSettings {
     }
 }
 
+/// The options of a command that choose its recipe.
+#[derive(Clone, Copy)]
+pub(super) struct Choices<'a> {
+    pub(super) method: &'a MethodArgs,
+    pub(super) rounding: Option<&'a RoundingArgs>,
+    pub(super) sequential: Option<&'a SequentialArgs>,
+    pub(super) samples: Option<u32>,
+}
+
+impl<'a> Choices<'a> {
+    /// Those of a command that takes no others.
+    pub(super) fn of(method: &'a MethodArgs) -> Self {
+        Self { method, rounding: None, sequential: None, samples: None }
+    }
+}
+
 /// What the command line says of the recipe.
-fn changes(method: &MethodArgs, rounding: Option<&RoundingArgs>, samples: Option<u32>) -> Changes {
+fn changes(choices: &Choices<'_>) -> Changes {
+    let Choices { method, rounding, sequential, samples } = *choices;
     let of_rounding = rounding.map(|rounding| Changes {
         preset: rounding.preset.map(Into::into),
         rounding: rounding.rounding.map(Into::into),
@@ -46,6 +63,8 @@ fn changes(method: &MethodArgs, rounding: Option<&RoundingArgs>, samples: Option
         perm_apply: method.perm_apply.map(Into::into),
         activations: method.activations,
         encoder: method.encoder,
+        sequential: sequential.filter(|sequential| sequential.sequential).map(|_| true),
+        layer_batch: sequential.and_then(|sequential| sequential.layer_batch),
         samples,
         ..of_rounding.unwrap_or_default()
     }
@@ -72,14 +91,9 @@ impl Setting {
 ///
 /// # Errors
 /// A recipe file that cannot be read; choices that do not go together.
-pub(super) fn recipe(
-    method: &MethodArgs,
-    rounding: Option<&RoundingArgs>,
-    samples: Option<u32>,
-    setting: Setting,
-) -> Result<Recipe> {
-    let file = method.recipe.as_deref().map(Changes::read).transpose()?.unwrap_or_default();
-    let line = changes(method, rounding, samples);
+pub(super) fn recipe(choices: &Choices<'_>, setting: Setting) -> Result<Recipe> {
+    let file = choices.method.recipe.as_deref().map(Changes::read).transpose()?.unwrap_or_default();
+    let line = changes(choices);
     let base = line.preset.or(file.preset).unwrap_or(Preset::Balanced).recipe(setting.experts);
     let base = if setting.statistics { base } else { base.without_statistics() };
     let recipe = base.with(&file).with(&line);
@@ -87,6 +101,12 @@ pub(super) fn recipe(
         return Err(Error::Usage {
             message: "GPTQ and greedy rounding choose other codes than `--encoder parity` stands for".into(),
             hint: Some("leave out --encoder parity, or pass --rounding nearest".into()),
+        });
+    }
+    if recipe.sequential && !recipe.needs().covers(Needs::SECOND_MOMENTS) {
+        return Err(Error::Usage {
+            message: "--sequential measures what only GPTQ rounds by".into(),
+            hint: Some("add --rounding gptq or --preset best".into()),
         });
     }
     Ok(recipe)

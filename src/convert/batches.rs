@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::compensate::Compensation;
 use super::plan::Conversion;
@@ -51,7 +51,7 @@ pub(super) struct Batch {
 }
 
 /// What the codes of a tensor were chosen by.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MomentsUse {
     /// Rows of input, those of all experts together.
     pub rows: u64,
@@ -71,7 +71,7 @@ impl MomentsUse {
 }
 
 /// How the experts of a tensor were covered.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExpertMoments {
     /// Whether each expert had a second moment of its own, blended with that of the layer by `rows / (rows + floor)`.
     pub own: bool,

@@ -6,6 +6,7 @@ use std::ops::AddAssign;
 use serde::Serialize;
 
 use super::batches::Curvatures;
+use super::sequential::Sequential;
 use crate::Result;
 use crate::calib::{ChannelStats, InputMoments, MomentsRequest, Statistics};
 use crate::gguf::TensorInfo;
@@ -48,6 +49,8 @@ pub struct Compensation<'a> {
     pub noise: Option<Noise<'a>>,
     /// Bytes that second moments and the work on one of them may take at a time.
     pub memory: u64,
+    /// Whether later layers are measured behind quantised ones.
+    pub sequential: Option<Sequential<'a>>,
 }
 
 /// How codes are chosen.
@@ -144,12 +147,12 @@ impl AddAssign for OutputSums {
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct OutputSums {
     /// With the weights in place of their errors.
-    energy: f64,
-    nearest: f64,
-    compensated: f64,
-    measure: Option<Measure>,
-    noise: bool,
-    damping: Option<Damping>,
+    pub(super) energy: f64,
+    pub(super) nearest: f64,
+    pub(super) compensated: f64,
+    pub(super) measure: Option<Measure>,
+    pub(super) noise: bool,
+    pub(super) damping: Option<Damping>,
 }
 
 impl OutputSums {

@@ -161,6 +161,11 @@ impl RowRun<'_> {
         (output, error_sq)
     }
 
+    /// Values of these rows in another type than TCQ4.
+    pub(super) fn encode_as(&self, to: GgmlType, values: &[f32]) -> Result<Vec<u8>> {
+        Self { to, ..*self }.encode_plain(values)
+    }
+
     fn encode_plain(&self, values: &[f32]) -> Result<Vec<u8>> {
         if self.to.is_float() {
             let out_of_range = || {

@@ -1,6 +1,7 @@
 //! Conversion: plan, encode, write, verify; and the way back. Everything that reads one model and writes another.
 
 mod batches;
+mod checkpoint;
 mod compensate;
 mod decode;
 mod dequantize;
@@ -13,6 +14,7 @@ mod metadata;
 mod plan;
 mod record;
 mod run;
+mod sequential;
 mod steps;
 mod stripes;
 mod units;
@@ -21,6 +23,7 @@ mod verify;
 pub use batches::{
     CompensationLimits, ExpertMoments, MomentsUse, compensation_cost, compensation_limits, moments_requests, single_run,
 };
+pub use checkpoint::Checkpoint;
 pub use compensate::{Codes, Compensation, Measure, Noise, OutputError, SecondMoments};
 pub use dequantize::{Dequantized, dequantize};
 pub use encode::read_rows;
@@ -29,6 +32,7 @@ pub use keys::permutations;
 pub use metadata::{CalibrationValue, Provenance, output_metadata};
 pub use plan::{Conversion, PlanSettings, PlannedTensor, Reason, TypeRule, is_tcq4};
 pub use run::{Converted, Job, Target, TensorLoss, convert};
+pub use sequential::{Sequential, Stream, layer_batch};
 pub use stripes::{Recipe, Stripe, Stripes, recorded_transforms};
 pub use units::working_memory;
 pub use verify::{TensorReport, Verification, verify, verify_against};

@@ -15,6 +15,7 @@ use super::encode::{Encoded, RowRun};
 use super::hash::tensor_sha256;
 use super::keys::{KEY_SOURCE, hash_key};
 use super::plan::{Conversion, PlannedTensor};
+use super::sequential;
 use super::units::{RowUnit, cut, in_order, run_all, run_some};
 use crate::calib::Statistics;
 use crate::error::{ConvertError, Error, Result};
@@ -117,6 +118,11 @@ pub fn convert(job: &Job<'_>, target: &Target, progress: &dyn Progress) -> Resul
     writer.set_metadata(&metadata)?;
     let outputs = writer.paths().map(PathBuf::from).collect();
     writer.commit()?;
+    if let Codes::Gptq(Compensation { sequential: Some(sequential), .. }) = &job.codes
+        && let Err(error) = sequential.checkpoint.forget()
+    {
+        progress.note(&format!("the output is complete, but its checkpoint is still there: {error}"));
+    }
     Ok(Converted { outputs, bytes: plan.total_bytes(), source_sha256, losses: losses(job, &units, &written, used) })
 }
 
@@ -163,13 +169,78 @@ fn check_requantized(job: &Job<'_>) -> Result<()> {
 }
 
 /// By tensors, the second moments that their codes were chosen by.
-type Used = BTreeMap<usize, MomentsUse>;
+pub(super) type Used = BTreeMap<usize, MomentsUse>;
 
 /// What is kept of a run of rows after it is written.
-struct Written {
-    digest: u64,
-    loss: Loss,
-    output: OutputSums,
+#[derive(Debug)]
+pub(super) struct Written {
+    pub(super) digest: u64,
+    pub(super) loss: Loss,
+    pub(super) output: OutputSums,
+}
+
+impl Written {
+    pub(super) fn of(encoded: &Encoded) -> Self {
+        Self { digest: xxh3_64(&encoded.bytes), loss: encoded.loss, output: encoded.output }
+    }
+}
+
+/// Encodes runs of rows, and puts them into the output.
+pub(super) struct Rows<'a> {
+    pub(super) job: &'a Job<'a>,
+    pub(super) plan: &'a Plan,
+    pub(super) units: &'a [RowUnit],
+    /// By tensor.
+    pub(super) transforms: Vec<Option<Cow<'a, Transform>>>,
+    writer: &'a Writer,
+    /// Rows of each tensor that are still to be put.
+    left: Vec<AtomicU64>,
+}
+
+impl<'a> Rows<'a> {
+    fn new(job: &'a Job<'a>, plan: &'a Plan, writer: &'a Writer, units: &'a [RowUnit]) -> Self {
+        let left = job.source.tensors().iter().map(|t| AtomicU64::new(t.rows())).collect();
+        let transforms = job.plan.tensors.iter().map(|planned| transform_of(job, planned)).collect();
+        Self { job, plan, units, transforms, writer, left }
+    }
+
+    pub(super) fn tensor(&self, unit: &RowUnit) -> &'a TensorInfo {
+        &self.job.source.tensors()[unit.tensor]
+    }
+
+    /// The matrix that a run of rows belongs to.
+    pub(super) fn matrix(&self, unit: &RowUnit) -> usize {
+        let tensor = self.tensor(unit);
+        (unit.first / (tensor.rows() / tensor.matrices())) as usize
+    }
+
+    pub(super) fn run(&self, unit: &RowUnit) -> RowRun<'_> {
+        let transform = self.transforms[unit.tensor].as_deref();
+        let to = self.job.plan.tensors[unit.tensor].to;
+        let (source, tensor) = (self.job.source, self.tensor(unit));
+        RowRun { source, tensor, transform, to, first: unit.first, rows: unit.rows }
+    }
+
+    pub(super) fn encode(&self, unit: &RowUnit, by: Option<&By<'_>>) -> Result<Encoded> {
+        self.run(unit).encode(self.job.codec, by)
+    }
+
+    /// Puts bytes into the output.
+    pub(super) fn put(&self, unit: &RowUnit, bytes: &[u8]) -> Result<()> {
+        let tensor = self.tensor(unit);
+        let row_bytes = self.plan.tensor_bytes(unit.tensor) / tensor.rows();
+        self.writer.write(unit.tensor, unit.first * row_bytes, bytes)?;
+        // Rows may be read in any order, so a tensor's pages go only when all of it is done.
+        if self.left[unit.tensor].fetch_sub(unit.rows, Ordering::AcqRel) == unit.rows {
+            self.job.source.release(tensor, 0..tensor.bytes as usize);
+        }
+        Ok(())
+    }
+
+    pub(super) fn store(&self, unit: &RowUnit, encoded: &Encoded) -> Result<Written> {
+        self.put(unit, &encoded.bytes)?;
+        Ok(Written::of(encoded))
+    }
 }
 
 fn write_units(
@@ -180,32 +251,23 @@ fn write_units(
     progress: &dyn Progress,
 ) -> Result<(Vec<Written>, Used)> {
     let tensors = job.source.tensors();
-    let left: Vec<AtomicU64> = tensors.iter().map(|t| AtomicU64::new(t.rows())).collect();
-    let transforms: Vec<Option<Cow<'_, Transform>>> =
-        job.plan.tensors.iter().map(|planned| transform_of(job, planned)).collect();
+    let rows = Rows::new(job, plan, writer, units);
     let source_bytes = |unit: &RowUnit| unit.rows * (tensors[unit.tensor].bytes / tensors[unit.tensor].rows());
-    let write = |unit: &RowUnit, by: Option<&By<'_>>| {
-        let tensor = &tensors[unit.tensor];
-        let transform = transforms[unit.tensor].as_deref();
-        let to = job.plan.tensors[unit.tensor].to;
-        let run = RowRun { source: job.source, tensor, transform, to, first: unit.first, rows: unit.rows };
-        let Encoded { bytes, loss, output } = run.encode(job.codec, by)?;
-        writer.write(unit.tensor, unit.first * (plan.tensor_bytes(unit.tensor) / tensor.rows()), &bytes)?;
-        // Rows may be read in any order, so a tensor's pages go only when all of it is done.
-        if left[unit.tensor].fetch_sub(unit.rows, Ordering::AcqRel) == unit.rows {
-            job.source.release(tensor, 0..tensor.bytes as usize);
-        }
-        Ok(Written { digest: xxh3_64(&bytes), loss, output })
-    };
+    let write = |unit: &RowUnit, by: Option<&By<'_>>| rows.store(unit, &rows.encode(unit, by)?);
     let written = match &job.codes {
         Codes::Nearest => run_all(units, "quantize", progress, source_bytes, |unit| write(unit, None)),
         Codes::Greedy(statistics) => {
-            let means = means(job, statistics, &transforms);
+            let means = means(job, statistics, &rows.transforms);
             run_all(units, "quantize", progress, source_bytes, |unit| {
                 write(unit, means[unit.tensor].as_ref().map(By::Means).as_ref())
             })
         }
-        Codes::Gptq(compensation) => return write_batches(job, units, (compensation, &transforms), progress, write),
+        Codes::Gptq(compensation) => {
+            return match &compensation.sequential {
+                Some(sequential) => sequential::write(&rows, compensation, sequential, progress),
+                None => write_batches(job, units, (compensation, &rows.transforms), progress, write),
+            };
+        }
     };
     Ok((written?, Used::new()))
 }

@@ -93,6 +93,20 @@ pub enum ConvertError {
         /// The file.
         path: PathBuf,
     },
+    /// Something of an interrupted conversion lies where a new one would keep what it has done.
+    #[error("{}: this is left of a conversion that was interrupted", path.display())]
+    LeftOver {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// What an interrupted conversion has kept cannot be continued.
+    #[error("{}: the checkpoint cannot be continued: {what}", path.display())]
+    Checkpoint {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong or different.
+        what: String,
+    },
     /// `--strict` met a substitution.
     #[error("{}: {count} tensors cannot take the type meant for them, the first `{tensor}`: {problem}", path.display())]
     Substitution {
@@ -130,6 +144,8 @@ impl ConvertError {
             }
             ConvertError::AnotherModel { .. } => "the two files do not hold the same model",
             ConvertError::NoTcq4 { .. } => "it can be used as it is",
+            ConvertError::LeftOver { .. } => "--resume goes on with it; --force begins anew and replaces it",
+            ConvertError::Checkpoint { .. } => "pass --force instead of --resume to begin anew",
             ConvertError::Substitution { .. } => {
                 "leave --strict out to accept this, or choose with --tensor-type; --dry-run shows the plan"
             }

@@ -91,6 +91,14 @@ pub enum LlamaError {
         /// What is strange.
         what: &'static str,
     },
+    /// A weight of a loaded model cannot be replaced.
+    #[error("weight `{tensor}` cannot be replaced: {what}")]
+    Weight {
+        /// The weight.
+        tensor: String,
+        /// Why.
+        what: &'static str,
+    },
     /// A tensor type cannot be used like this.
     #[error("tensor type {name} {what}")]
     Type {
@@ -153,6 +161,7 @@ impl LlamaError {
             | LlamaError::Panicked { .. }
             | LlamaError::GraphChanged { .. }
             | LlamaError::Layout { .. }
+            | LlamaError::Weight { .. }
             | LlamaError::Length { .. } => Class::Failed,
         }
     }

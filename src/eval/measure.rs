@@ -9,12 +9,12 @@ use serde::Serialize;
 use super::base_file::{LogitsReader, LogitsShape, LogitsWriter};
 use super::divergence::{Divergence, DivergenceSums};
 use super::perplexity::{Perplexity, Sums};
-use super::simulate::Simulation;
 use super::softmax::{Compared, compare, compare_stored, negative_log_likelihood};
 use super::windows::{Window, Windows};
 use crate::corpus::Corpus;
 use crate::error::{EvalError, ModelError};
 use crate::llama::{Context, ContextOptions, Logits, Model, Watch};
+use crate::quant::Simulation;
 use crate::util::progress::{Progress, Unit};
 use crate::{Error, Result};
 

@@ -6,7 +6,6 @@ mod divergence;
 mod measure;
 mod perplexity;
 mod score;
-mod simulate;
 mod softmax;
 mod statistics;
 mod windows;
@@ -20,6 +19,5 @@ pub use measure::{
 };
 pub use perplexity::{Perplexity, PerplexityOptions, perplexity};
 pub use score::{Score, ScoreDivergence};
-pub use simulate::Simulation;
 pub use statistics::{Estimate, Percentile};
 pub use windows::{Cut, Windows};

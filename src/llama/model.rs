@@ -15,6 +15,7 @@ const MAX_TEXT: usize = 1 << 29;
 pub struct Model {
     pub(super) raw: ffi::RawModel,
     pub(super) gpu_layers: u32,
+    writable: bool,
     path: PathBuf,
 }
 
@@ -25,8 +26,22 @@ impl Model {
     /// [`LlamaError::Load`] with llama.cpp's reason; [`LlamaError::NoGpu`] if layers are meant for a GPU that this build cannot use.
     pub fn load(path: &Path, options: &ModelOptions) -> Result<Self> {
         std::fs::metadata(path).map_err(crate::Error::io(path, "open"))?;
-        let raw = ffi::RawModel::load(path, options.gpu_layers)?;
-        Ok(Self { raw, gpu_layers: options.gpu_layers, path: path.to_path_buf() })
+        let raw = ffi::RawModel::load(path, options)?;
+        Ok(Self { raw, gpu_layers: options.gpu_layers, writable: options.writable, path: path.to_path_buf() })
+    }
+
+    /// Replaces bytes of a weight, in the type that it has in the file, from byte `offset` of its data on. Gives false, and changes nothing, if no
+    /// forward pass reads a weight of this name where it was loaded.
+    ///
+    /// # Errors
+    /// [`LlamaError::Weight`] for a model that is not [`ModelOptions::writable`], and for bytes beyond the end of the weight; what keeps the model
+    /// from running, which it does once for a single token to learn where its weights lie.
+    pub fn replace(&mut self, weight: &str, offset: usize, bytes: &[u8]) -> Result<bool> {
+        if !self.writable {
+            let tensor = weight.to_owned();
+            return Err(LlamaError::Weight { tensor, what: "the model was not loaded for that" }.into());
+        }
+        self.raw.replace(weight, offset, bytes)
     }
 
     /// The file it was loaded from.

@@ -5,6 +5,8 @@
 pub struct ModelOptions {
     /// How many layers go to the GPU (`--ngl`); 0 keeps everything on the CPU.
     pub gpu_layers: u32,
+    /// Whether weights will be replaced ([`super::Model::replace`]): the file is then read into memory instead of mapped.
+    pub writable: bool,
 }
 
 /// How a context runs.

@@ -26,6 +26,10 @@ impl Model {
         match self.0 {}
     }
 
+    pub fn replace(&mut self, _weight: &str, _offset: usize, _bytes: &[u8]) -> Result<bool> {
+        match self.0 {}
+    }
+
     pub fn tokenize(&self, _text: &str, _add_special: bool, _parse_special: bool) -> Result<Vec<i32>> {
         match self.0 {}
     }

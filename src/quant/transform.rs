@@ -93,6 +93,32 @@ impl Transform {
         Ok(())
     }
 
+    /// Turns new rows, from row `first` on, back into the source's: row `i` of them is source row [`Self::source_row`]`(first + i)`.
+    ///
+    /// # Panics
+    /// As [`Self::apply`].
+    pub fn undo(&self, columns: usize, first: usize, rows: &mut [f32]) {
+        assert!(columns > 0 && rows.len().is_multiple_of(columns));
+        let scatter = self.columns.as_ref().map(Permutation::inverse);
+        let mut gathered = vec![0.0; if scatter.is_some() { columns } else { 0 }];
+        for (offset, row) in rows.chunks_exact_mut(columns).enumerate() {
+            if let Some(scatter) = &scatter {
+                gathered.copy_from_slice(row);
+                scatter.gather(&gathered, row);
+            }
+            if let Some(scale) = &self.row_scale {
+                let factor = scale[self.source_row(first + offset)];
+                for value in row.iter_mut() {
+                    *value /= factor;
+                }
+            }
+            if let Some(scale) = &self.column_scale {
+                assert_eq!(scale.len(), row.len());
+                row.iter_mut().zip(scale).for_each(|(value, factor)| *value /= factor);
+            }
+        }
+    }
+
     /// Scales and gathers one row, which was source row `source`.
     fn change_row(&self, source: usize, row: &mut [f32], scratch: &mut [f32]) {
         if let Some(scale) = &self.column_scale {
@@ -152,8 +178,12 @@ mod tests {
         let mut out = [0.0; 6];
         let Ok(()) = transform.apply(2, 0, &mut out, read);
         assert_eq!(out, [1800.0, 150.0, 200.0, 10.0, 800.0, 60.0]);
+        transform.undo(2, 0, &mut out);
+        assert_eq!(out, [5.0, 6.0, 1.0, 2.0, 3.0, 4.0], "the source's rows 2, 0 and 1");
         let Ok(()) = transform.apply(2, 1, &mut out[..2], read);
         assert_eq!(out[..2], [200.0, 10.0]);
+        transform.undo(2, 1, &mut out[..2]);
+        assert_eq!(out[..2], [1.0, 2.0]);
     }
 
     #[test]

@@ -48,5 +48,7 @@ mod rewrite;
 mod rounding;
 mod safety;
 mod salience;
+#[cfg(feature = "llama")]
+mod sequential;
 mod support;
 mod tiny_forward;

@@ -339,7 +339,8 @@ fn convert_with(source: &Source, output: &Path, moments: &dyn SecondMoments, mem
     let provenance = Provenance { encoder: Encoder::Default, recipe: "{}".into(), calibration: Vec::new() };
     let metadata = output_metadata(source, &plan, &transforms, &provenance);
     let rounding = Rounding { feedback: true, descents: 1, refit: true };
-    let codes = Codes::Gptq(Compensation { moments, rounding, damp: 0.01, act_order: true, noise: None, memory });
+    let (damp, act_order, noise, sequential) = (0.01, true, None, None);
+    let codes = Codes::Gptq(Compensation { moments, rounding, damp, act_order, noise, memory, sequential });
     let codec = Codec::new(Encoder::Default);
     let job = Job { source, plan: &plan, transforms: &transforms, codec, codes, metadata };
     let target = Target { path: output.to_path_buf(), force: false, sharding: Sharding::Single };

@@ -6,6 +6,7 @@ mod evaluate;
 mod export;
 mod look;
 mod produce;
+mod sequential;
 mod shared;
 
 use clap::{Args, Parser, Subcommand};
@@ -18,6 +19,7 @@ pub(crate) use self::look::{DiffArgs, InspectArgs, VerifyArgs};
 pub(crate) use self::produce::{
     CalibrateArgs, ConvertArgs, DequantizeArgs, MergeArgs, PermsArgs, QuantizeArgs, RoundingArgs,
 };
+pub(crate) use self::sequential::SequentialArgs;
 pub(crate) use self::shared::{
     CalibrationArgs, DataArgs, MethodArgs, OutputArgs, PermsOutputArgs, ProductionArgs, StoreArgs, TypeArgs,
 };

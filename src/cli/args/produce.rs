@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::sequential::SequentialArgs;
 use super::shared::{CalibrationArgs, PermsOutputArgs, ProductionArgs};
 use crate::cli::values::{FloatType, Margin, PresetArg, RoundingArg, Size};
 
@@ -54,6 +55,8 @@ pub(crate) struct ConvertArgs {
     pub(crate) second_moments: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) rounding: RoundingArgs,
+    #[command(flatten)]
+    pub(crate) sequential: SequentialArgs,
     #[command(flatten)]
     pub(crate) calibration: CalibrationArgs,
     #[command(flatten)]

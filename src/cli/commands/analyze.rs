@@ -8,7 +8,7 @@ use crate::analysis::record::ExpertRow;
 use crate::analysis::{Choice, Job, Options, analyze};
 use crate::calib::Statistics;
 use crate::cli::args::{AnalyzeArgs, LookArgs};
-use crate::cli::settings::{self, Setting};
+use crate::cli::settings::{self, Choices, Setting};
 use crate::cli::{Outcome, Session, data};
 use crate::convert::{Conversion, PlanSettings};
 use crate::corpus::SourceSpec;
@@ -37,7 +37,8 @@ pub(in crate::cli) fn run(session: &Session, args: &AnalyzeArgs) -> Outcome {
     }
     let has_statistics = args.stats.is_some() || !specs.is_empty();
     let setting = Setting::of(&source, has_statistics);
-    let recipe = settings::recipe(&args.method, None, args.calibration.samples, setting)?;
+    let choices = Choices { samples: args.calibration.samples, ..Choices::of(&args.method) };
+    let recipe = settings::recipe(&choices, setting)?;
     if !has_statistics {
         settings::check_needs(&Recipe { rounding: RoundingRule::Nearest, ..recipe.clone() }, Needs::NOTHING)?;
     }

@@ -32,7 +32,7 @@ pub(in crate::cli) fn run(session: &Session, args: &CalibrateArgs) -> Outcome {
         None
     } else {
         let keep = Keep::beside(&args.perms.output, args.resume);
-        let run = statistics::Run::open(session, &source, &args.calibration, &specs, MANY_SAMPLES, &keep)?;
+        let run = statistics::Run::open(session, &source, &args.calibration, &specs, MANY_SAMPLES, &keep, None)?;
         let statistics = run.statistics()?;
         if let Some(path) = &args.second_moments {
             let kept = Kept { path, force, memory: args.memory.map_or(MEMORY, |size| size.0) };

@@ -1,5 +1,6 @@
 //! `tcq4 convert`: the main job in one go.
 
+use std::path::Path;
 use std::time::Instant;
 
 use super::effort::{TextPasses, Times};
@@ -8,9 +9,9 @@ use super::produce::{Evidence, Production, print_recipe};
 use super::statistics::{self, Keep, Run};
 use crate::calib::Statistics;
 use crate::cli::args::ConvertArgs;
-use crate::cli::settings::{self, Setting};
+use crate::cli::settings::{self, Choices, Setting};
 use crate::cli::{Outcome, Session, data};
-use crate::convert::{Conversion, SecondMoments, moments_requests, single_run, time_encoding};
+use crate::convert::{Checkpoint, Conversion, SecondMoments, Sequential, layer_batch, moments_requests, single_run, time_encoding};
 use crate::corpus::SourceSpec;
 use crate::error::{Error, Result};
 use crate::gguf::Source;
@@ -19,7 +20,13 @@ use crate::quant::{Needs, Recipe};
 pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
     let source = Source::open(&args.model)?;
     let method = &args.production.method;
-    let recipe = settings::recipe(method, Some(&args.rounding), args.calibration.samples, Setting::of(&source, true))?;
+    let choices = Choices {
+        method,
+        rounding: Some(&args.rounding),
+        sequential: Some(&args.sequential),
+        samples: args.calibration.samples,
+    };
+    let recipe = settings::recipe(&choices, Setting::of(&source, true))?;
     let Some(output) = args.output.as_deref().filter(|_| !args.production.out.print_recipe) else {
         print_recipe(session, &recipe);
         return Ok(0);
@@ -38,10 +45,16 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
     if kept.is_some() && !recipe.needs().covers(Needs::SECOND_MOMENTS) {
         return Err(useless_moments().into());
     }
+    if kept.is_some() && recipe.sequential {
+        return Err(other_moments().into());
+    }
     if let Some(path) = kept.filter(|path| !path.exists() || args.production.out.force) {
         settings::check_side_output(path, output, args.production.out.force, &source, &inputs)?;
     }
     plan.check_encoders()?; // before the long part
+    if recipe.sequential {
+        work.checkpoint(output).check(args.production.out.force)?;
+    }
     if work.text().is_none() {
         return production.finish(&plan, Evidence::default());
     }
@@ -51,9 +64,12 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
         statistics::save(path, &statistics, args.production.out.force, &source)?;
     }
     let statistics_file = args.stats.as_ref().map(|path| path.display().to_string());
-    let evidence =
-        Evidence { statistics: Some(statistics), statistics_file, orders: None, moments: moments.as_ref().map(as_dyn) };
-    production.finish(&plan, evidence)
+    let sequential = work.sequential(&run, (&plan, output));
+    let moments = moments.as_ref().map(as_dyn);
+    production.finish(
+        &plan,
+        Evidence { statistics: Some(statistics), statistics_file, orders: None, moments, sequential },
+    )
 }
 
 fn as_dyn<'m>(moments: &'m Moments<'_>) -> &'m dyn SecondMoments {
@@ -65,6 +81,14 @@ pub(super) fn useless_moments() -> Error {
     Error::Usage {
         message: "--second-moments is of no use without GPTQ".into(),
         hint: Some("pass --rounding gptq, or leave it out".into()),
+    }
+}
+
+/// What is said about a file of second moments where others are measured.
+fn other_moments() -> Error {
+    Error::Usage {
+        message: "--second-moments keeps those of the model before it is quantised, and --sequential measures others".into(),
+        hint: Some("leave one of them out".into()),
     }
 }
 
@@ -92,6 +116,7 @@ impl<'a> Work<'a> {
         }
         let (model, memory) = ((self.source, plan), self.recipe.memory.0);
         let (statistics, moments) = match &self.args.second_moments {
+            None if self.recipe.sequential => (run.statistics()?, Moments::measured_anew(run)),
             None => moments::measure(run, model, memory)?,
             Some(path) => {
                 let kept = Kept { path, force: self.args.production.out.force, memory };
@@ -106,10 +131,25 @@ impl<'a> Work<'a> {
     /// them later.
     fn open(&self) -> Result<Run<'a>> {
         let rows = self.recipe.needs().covers(Needs::ROWS) || self.args.stats.is_some();
-        let samples = self.recipe.samples;
-        let run =
-            Run::open(self.session, self.source, &self.args.calibration, self.specs, samples, &Keep::in_memory())?;
+        let Recipe { samples, activations, encoder, sequential, .. } = *self.recipe;
+        let behind = sequential.then(|| Ok((activations, self.session.codec(encoder)?))).transpose()?;
+        let (text, keep) = (&self.args.calibration, Keep::in_memory());
+        let run = Run::open(self.session, self.source, text, self.specs, samples, &keep, behind)?;
         Ok(if rows { run } else { run.without_rows() })
+    }
+
+    /// Where a sequential conversion keeps what is done.
+    fn checkpoint(&self, output: &Path) -> Checkpoint {
+        let mut folder = output.as_os_str().to_os_string();
+        folder.push(".partial");
+        Checkpoint { folder: folder.into(), resume: self.args.sequential.resume }
+    }
+
+    /// How the conversion is done in sequence, if it is.
+    fn sequential<'r>(&self, stream: &'r Run<'_>, (plan, output): (&Conversion, &Path)) -> Option<Sequential<'r>> {
+        let Recipe { sequential, layer_batch: blocks, memory, .. } = *self.recipe;
+        let blocks = || if blocks > 0 { blocks } else { layer_batch(self.source, plan, memory.0) };
+        sequential.then(|| Sequential { stream, blocks: blocks(), checkpoint: self.checkpoint(output) })
     }
 
     /// Times a sample of everything: loading, one chunk of each kind of pass, some rows.

@@ -12,11 +12,11 @@ use crate::convert::{Conversion, PlanSettings, is_tcq4, permutations};
 use crate::corpus::Corpus;
 use crate::error::{Error, EvalError, Result};
 use crate::eval::{
-    Cut, Estimate, LogitsOutput, LogitsReader, Measured, Options, Perplexity, Reference, Simulation, Windows,
-    check_same_tokens, measure, measure_alone, measure_and_save, saved_shape, windows_of_file,
+    Cut, Estimate, LogitsOutput, LogitsReader, Measured, Options, Perplexity, Reference, Windows, check_same_tokens,
+    measure, measure_alone, measure_and_save, saved_shape, windows_of_file,
 };
 use crate::gguf::Source;
-use crate::quant::Activations;
+use crate::quant::{Activations, Simulation};
 use crate::tcq::Encoder;
 use crate::util::atomic_file::check_target;
 use crate::util::progress::Progress;

@@ -26,6 +26,13 @@ pub(super) enum Moments<'a> {
     File(MomentsFile),
 }
 
+impl<'a> Moments<'a> {
+    /// From runs of the text alone.
+    pub(super) fn measured_anew(run: &'a Run<'a>) -> Self {
+        Moments::Run(run, Mutex::default())
+    }
+}
+
 impl SecondMoments for Moments<'_> {
     fn measure(&self, requests: &[MomentsRequest]) -> Result<Vec<Option<InputMoments>>> {
         match self {
@@ -48,7 +55,7 @@ pub(super) fn measure<'a>(
     memory: u64,
 ) -> Result<(Statistics, Moments<'a>)> {
     let Some(requests) = single_run(source, plan, memory) else {
-        return Ok((run.statistics()?, Moments::Run(run, Mutex::default())));
+        return Ok((run.statistics()?, Moments::measured_anew(run)));
     };
     let (statistics, moments) = run.both(&requests)?;
     Ok((statistics, Moments::Run(run, Mutex::new(requests.into_iter().zip(moments).collect()))))

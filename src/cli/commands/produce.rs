@@ -14,7 +14,7 @@ use crate::cli::args::ProductionArgs;
 use crate::cli::{Outcome, Session, settings};
 use crate::convert::{
     CalibrationValue, Codes, Compensation, Conversion, Converted, Job, Measure, MomentsUse, Noise, OutputError,
-    Provenance, SecondMoments, TensorLoss, convert, output_metadata,
+    Provenance, SecondMoments, Sequential, TensorLoss, convert, output_metadata,
 };
 use crate::error::{Class, ConvertError, Result};
 use crate::gguf::{Plan, Source};
@@ -47,6 +47,8 @@ pub(super) struct Evidence<'a> {
     pub(super) orders: Option<BTreeMap<String, Permutation>>,
     /// Where second moments come from.
     pub(super) moments: Option<&'a dyn SecondMoments>,
+    /// How blocks are quantised in sequence, if they are.
+    pub(super) sequential: Option<Sequential<'a>>,
 }
 
 #[derive(Serialize)]
@@ -107,7 +109,10 @@ impl Production<'_> {
     /// Prepares, encodes and writes.
     pub(super) fn finish(&self, plan: &Conversion, evidence: Evidence<'_>) -> Outcome {
         let started = Instant::now();
-        let recipe = self.recipe;
+        let recipe = &Recipe {
+            layer_batch: evidence.sequential.as_ref().map_or(self.recipe.layer_batch, |sequential| sequential.blocks),
+            ..self.recipe.clone()
+        };
         let codec = self.session.codec(recipe.encoder)?;
         let calibration = calibration_keys(&evidence);
         let statistics = evidence.statistics.as_ref();
@@ -130,6 +135,7 @@ impl Production<'_> {
                     share: recipe.shrink as f32,
                 }),
                 memory: recipe.memory.0,
+                sequential: evidence.sequential,
             }),
             (RoundingRule::Greedy, Some(statistics), _) => Codes::Greedy(statistics),
             _ => Codes::Nearest,

@@ -10,7 +10,7 @@ use super::produce::{Evidence, Production, print_recipe};
 use super::statistics;
 use crate::calib::perms;
 use crate::cli::args::QuantizeArgs;
-use crate::cli::settings::{self, Setting};
+use crate::cli::settings::{self, Choices, Setting};
 use crate::cli::{Outcome, Session};
 use crate::convert::time_encoding;
 use crate::gguf::Source;
@@ -21,7 +21,15 @@ pub(in crate::cli) fn run(session: &Session, args: &QuantizeArgs) -> Outcome {
     let source = Source::open(&args.model)?;
     let method = &args.production.method;
     let setting = Setting::of(&source, args.stats.is_some());
-    let recipe = settings::recipe(method, Some(&args.rounding), None, setting)?;
+    let choices = Choices { rounding: Some(&args.rounding), ..Choices::of(method) };
+    let recipe = settings::recipe(&choices, setting)?;
+    if recipe.sequential {
+        return Err(Error::Usage {
+            message: "a sequential recipe needs the model to run".into(),
+            hint: Some("use `tcq4 convert`, or leave `sequential` out of the recipe".into()),
+        }
+        .into());
+    }
     let Some(output) = args.output.as_deref().filter(|_| !args.production.out.print_recipe) else {
         print_recipe(session, &recipe);
         return Ok(0);

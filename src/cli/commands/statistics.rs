@@ -1,7 +1,7 @@
 //! Statistics for the commands that need them: measured on the default or a given text, kept, read back.
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use crate::calib::moments_store::MomentsOrigin;
@@ -12,12 +12,15 @@ use crate::calib::{
 };
 use crate::cli::args::CalibrationArgs;
 use crate::cli::{Session, data};
+use crate::convert::Stream;
 use crate::corpus::chunks::Selection;
 use crate::corpus::overlap::WORTH_A_WARNING;
 use crate::corpus::{Corpus, Overlap, Purpose, SourceSpec, load as load_text};
 use crate::error::Result;
 use crate::gguf::Source;
-use crate::llama::{Model, ModelOptions};
+use crate::llama::{Model, ModelOptions, Rewriter};
+use crate::quant::{Activations, InputRounding, Simulation, Transform};
+use crate::tcq::Codec;
 use crate::util::progress::{Progress, Unit};
 
 /// The calibration text that ships with the binary: public domain, see fixtures/README.md.
@@ -55,12 +58,14 @@ pub(super) struct Run<'a> {
     session: &'a Session,
     fingerprint: String,
     corpus: Corpus,
-    model: Model,
+    model: RwLock<Model>,
     options: CalibrationOptions,
+    /// The path and what rounds activations, where the model is to become the quantised one.
+    stream: Option<(Activations, Mutex<Simulation>)>,
 }
 
 impl<'a> Run<'a> {
-    /// Reads the text and loads the model.
+    /// Reads the text and loads the model, for writing if `rounding` says how activations are to be rounded behind quantised weights.
     pub(super) fn open(
         session: &'a Session,
         source: &Source,
@@ -68,6 +73,7 @@ impl<'a> Run<'a> {
         specs: &[SourceSpec],
         default_samples: u32,
         keep: &Keep,
+        rounding: Option<(Activations, Codec)>,
     ) -> Result<Self> {
         let samples = args.samples.unwrap_or(default_samples) as usize;
         let corpus = text(session, source, args, specs, samples)?;
@@ -78,7 +84,8 @@ impl<'a> Run<'a> {
                 corpus.duplicates + corpus.samples
             ));
         }
-        let model = Model::load(source.first_shard(), &ModelOptions { gpu_layers: args.ngl })?;
+        let model_options = ModelOptions { gpu_layers: args.ngl, writable: rounding.is_some() };
+        let model = RwLock::new(Model::load(source.first_shard(), &model_options)?);
         let options = CalibrationOptions {
             ctx: args.ctx,
             samples,
@@ -88,7 +95,13 @@ impl<'a> Run<'a> {
             resume: keep.resume,
             ..CalibrationOptions::default()
         };
-        Ok(Self { session, fingerprint: store::fingerprint(source), corpus, model, options })
+        let stream = rounding.map(|(path, codec)| (path, Mutex::new(Simulation::of(codec, []))));
+        Ok(Self { session, fingerprint: store::fingerprint(source), corpus, model, options, stream })
+    }
+
+    /// The model as it is.
+    fn model(&self) -> RwLockReadGuard<'_, Model> {
+        self.model.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps no sample rows.
@@ -103,9 +116,9 @@ impl<'a> Run<'a> {
         let options = CalibrationOptions { samples: 1, rows: 0, checkpoint: None, ..self.options.clone() };
         let started = Instant::now();
         match requests {
-            None => drop(calibrate(&self.model, &self.corpus, &self.fingerprint, &options, &watch)?),
+            None => drop(calibrate(&self.model(), &self.corpus, &self.fingerprint, &options, &watch)?),
             Some(requests) => {
-                drop(second_moments(&self.model, &self.corpus, &options, requests, Shard::WHOLE, None, &watch)?);
+                drop(second_moments(&self.model(), &self.corpus, &options, requests, Shard::WHOLE, None, &watch)?);
             }
         }
         let chunk = watch.phase.lock().map_or(0.0, |phase| phase.1.as_secs_f64());
@@ -115,25 +128,31 @@ impl<'a> Run<'a> {
     /// Measures the statistics. What comes of them is the same whether they take the way through a file or not.
     pub(super) fn statistics(&self) -> Result<Statistics> {
         let progress = &self.session.progress;
-        Ok(calibrate(&self.model, &self.corpus, &self.fingerprint, &self.options, progress)?.as_kept())
+        Ok(calibrate(&self.model(), &self.corpus, &self.fingerprint, &self.options, progress)?.as_kept())
     }
 
     /// Measures second moments, in a run of the text of their own.
     pub(super) fn second_moments(&self, requests: &[MomentsRequest]) -> Result<Vec<Option<InputMoments>>> {
-        second_moments(&self.model, &self.corpus, &self.options, requests, Shard::WHOLE, None, &self.session.progress)
+        let mut simulation =
+            self.stream.as_ref().map(|(_, simulation)| simulation.lock().unwrap_or_else(PoisonError::into_inner));
+        let rewriter = simulation.as_deref_mut().filter(|simulation| simulation.rounds());
+        let rewriter = rewriter.map(|simulation| simulation as &mut dyn Rewriter);
+        let Self { corpus, options, session, .. } = self;
+        second_moments(&self.model(), corpus, options, requests, Shard::WHOLE, rewriter, &session.progress)
     }
 
     /// Measures both in one run of the text: what [`Self::statistics`] and [`Self::second_moments`] give.
     pub(super) fn both(&self, requests: &[MomentsRequest]) -> Result<(Statistics, Vec<Option<InputMoments>>)> {
-        let Self { model, corpus, fingerprint, options, session } = self;
+        let Self { corpus, fingerprint, options, session, .. } = self;
+        let model = self.model();
         let (statistics, moments) =
-            calibrate_with_moments(model, corpus, fingerprint, options, requests, &session.progress)?;
+            calibrate_with_moments(&model, corpus, fingerprint, options, requests, &session.progress)?;
         Ok((statistics.as_kept(), moments))
     }
 
     /// What second moments of this run are known by.
     pub(super) fn origin(&self) -> Result<MomentsOrigin> {
-        MomentsOrigin::new(&self.model, &self.corpus, &self.fingerprint, &self.options, Shard::WHOLE)
+        MomentsOrigin::new(&self.model(), &self.corpus, &self.fingerprint, &self.options, Shard::WHOLE)
     }
 }
 
@@ -170,6 +189,20 @@ pub(super) fn fingerprint(source: &Source) -> String {
     store::fingerprint(source)
 }
 
+impl Stream for Run<'_> {
+    fn replace(&self, tensor: &str, offset: u64, bytes: &[u8]) -> Result<bool> {
+        let mut model = self.model.write().unwrap_or_else(PoisonError::into_inner);
+        model.replace(tensor, usize::try_from(offset).unwrap_or(usize::MAX), bytes)
+    }
+
+    fn round(&self, tensor: &str, transform: &Transform) {
+        if let Some((path, simulation)) = &self.stream {
+            let way = InputRounding::before(*path, Some(transform));
+            simulation.lock().unwrap_or_else(PoisonError::into_inner).add(tensor.to_owned(), way);
+        }
+    }
+}
+
 /// Runs the text through the model for its statistics alone.
 pub(super) fn measure(
     session: &Session,
@@ -179,7 +212,7 @@ pub(super) fn measure(
     default_samples: u32,
     keep: &Keep,
 ) -> Result<Statistics> {
-    Run::open(session, source, args, specs, default_samples, keep)?.statistics()
+    Run::open(session, source, args, specs, default_samples, keep, None)?.statistics()
 }
 
 /// The text, compared with an evaluation text if that was asked.

@@ -32,7 +32,7 @@ impl Subject {
 
     /// As [`Self::open`], for a file whose metadata has been read.
     pub(super) fn of(session: &Session, source: &Source, gpu_layers: u32, plain: bool) -> Result<Self> {
-        let options = ModelOptions { gpu_layers };
+        let options = ModelOptions { gpu_layers, ..ModelOptions::default() };
         let runs_here = |ty| ty == GgmlType::TCQ4_K32 && knows_tcq4() && !plain;
         let decoded = source.tensors().iter().any(|t| is_tcq4(source, t) && !runs_here(t.ty));
         if !decoded {

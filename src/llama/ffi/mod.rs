@@ -7,6 +7,7 @@ mod node;
 mod runtime;
 mod types;
 mod walk;
+mod weights;
 
 pub(super) use runtime::{RawContext, RawModel, ToTheEnd};
 pub(super) use types::{dequantize, knows_tcq4, quantize, system_info, version};

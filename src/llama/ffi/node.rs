@@ -144,7 +144,7 @@ unsafe fn write_back(tensor: &sys::ggml_tensor, values: &[f32]) {
 }
 
 /// The tensor's name, free of backend decoration: `CUDA0#blk.0.attn_q.weight#0` is `blk.0.attn_q.weight`.
-fn tensor_name(tensor: &sys::ggml_tensor) -> Option<&str> {
+pub(super) fn tensor_name(tensor: &sys::ggml_tensor) -> Option<&str> {
     let bytes = bytemuck::cast_slice::<_, u8>(&tensor.name);
     let end = bytes.iter().position(|&b| b == 0)?;
     let name = std::str::from_utf8(&bytes[..end]).ok()?;

@@ -15,8 +15,9 @@ use llama_cpp_sys_2 as sys;
 
 use super::hook::{Hook, on_node};
 use super::log;
+use super::weights::Weights;
 use crate::error::LlamaError;
-use crate::llama::{ContextOptions, Model, Watch};
+use crate::llama::{ContextOptions, Model, ModelOptions, Watch};
 use crate::{Error, Result};
 
 /// `LlamaModel` is `repr(transparent)` over the pointer; if it ever is not, this stops the build.
@@ -38,10 +39,15 @@ fn backend() -> Result<&'static LlamaBackend> {
 
 /// A model that llama.cpp has loaded.
 #[derive(Debug)]
-pub(in crate::llama) struct RawModel(LlamaModel);
+pub(in crate::llama) struct RawModel {
+    inner: LlamaModel,
+    /// Where its weights lie, once somebody asked.
+    weights: Option<Weights>,
+}
 
 impl RawModel {
-    pub(in crate::llama) fn load(path: &Path, gpu_layers: u32) -> Result<Self> {
+    pub(in crate::llama) fn load(path: &Path, options: &ModelOptions) -> Result<Self> {
+        let gpu_layers = options.gpu_layers;
         let backend = backend()?;
         if gpu_layers > 0 && !backend.supports_gpu_offload() {
             return Err(LlamaError::NoGpu { layers: gpu_layers }.into());
@@ -51,22 +57,35 @@ impl RawModel {
         let missing = || LlamaError::Load { path: path.to_path_buf(), reason: "its path has a NUL".into() };
         let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| missing())?;
         // SAFETY: a NUL-terminated name and parameters from the defaults; the backend is initialised.
-        let model = unsafe { sys::llama_model_load_from_file(name.as_ptr(), model_params(gpu_layers)) };
+        let model = unsafe { sys::llama_model_load_from_file(name.as_ptr(), model_params(*options)) };
         let Some(model) = NonNull::new(model) else {
             return Err(LlamaError::Load { path: path.to_path_buf(), reason: log::reason() }.into());
         };
         // SAFETY: `repr(transparent)` over a non-null pointer to the model (its size is asserted above), which it frees when dropped.
-        Ok(Self(unsafe { std::mem::transmute::<NonNull<sys::llama_model>, LlamaModel>(model) }))
+        let inner = unsafe { std::mem::transmute::<NonNull<sys::llama_model>, LlamaModel>(model) };
+        Ok(Self { inner, weights: None })
     }
 
     /// The safe wrapper, for everything that it can do.
     pub(in crate::llama) fn inner(&self) -> &LlamaModel {
-        &self.0
+        &self.inner
+    }
+
+    /// Replaces bytes of a weight; false if there is none of this name.
+    pub(in crate::llama) fn replace(&mut self, weight: &str, offset: usize, bytes: &[u8]) -> Result<bool> {
+        let model = self.pointer();
+        let weights = match &mut self.weights {
+            Some(weights) => weights,
+            // SAFETY: the model is alive, and the weights are kept no longer than it.
+            none => none.insert(unsafe { Weights::find(model) }?),
+        };
+        // SAFETY: the model is borrowed for writing, so there is no context of it, and it is alive with its weights.
+        unsafe { weights.write(weight, offset, bytes) }
     }
 
     fn pointer(&self) -> *mut sys::llama_model {
         // SAFETY: `repr(transparent)` over a non-null pointer to the model (its size is asserted above).
-        unsafe { *std::ptr::from_ref(&self.0).cast::<*mut sys::llama_model>() }
+        unsafe { *std::ptr::from_ref(&self.inner).cast::<*mut sys::llama_model>() }
     }
 }
 
@@ -181,12 +200,18 @@ impl Drop for RawContext<'_> {
     }
 }
 
-fn model_params(gpu_layers: u32) -> sys::llama_model_params {
+fn model_params(options: ModelOptions) -> sys::llama_model_params {
     // SAFETY: pure functions, one that returns a struct by value.
     let (mut params, amx) = unsafe { (sys::llama_model_default_params(), sys::ggml_cpu_has_amx_int8() != 0) };
-    params.n_gpu_layers = i32::try_from(gpu_layers).unwrap_or(i32::MAX);
+    params.n_gpu_layers = i32::try_from(options.gpu_layers).unwrap_or(i32::MAX);
     // Compilers may drop what ggml stores for `ldtilecfg` (GCC 12 does: its header names 8 of the 64 bytes as read), which then faults.
     params.use_extra_bufts = !amx;
+    if options.writable {
+        // A mapped file cannot be written, and repacked weights have another layout than the file's.
+        params.load_mode = sys::LLAMA_LOAD_MODE_NONE;
+        params.lazy_mode = sys::LLAMA_LAZY_MODE_OFF;
+        params.use_extra_bufts = false;
+    }
     params
 }
 

@@ -144,6 +144,10 @@ recipe! {
     shrink: f64, "parse::share";
     /// Rounds of refitting scales and moving single codes after GPTQ.
     refine: u32, "parse::whole::<_, 0, 100>";
+    /// Whether blocks are quantised in batches, each measured behind the quantised ones before it.
+    sequential: bool;
+    /// Blocks of such a batch; 0 for as many as memory holds.
+    layer_batch: u32, "parse::whole::<_, 0, 1_000_000>";
     /// Chunks of calibration text, at most.
     samples: u32, "parse::whole::<_, 1, 1_000_000>";
     /// What second moments may take of memory; no weight depends on it.
@@ -164,6 +168,8 @@ pub const BALANCED: Recipe = Recipe {
     act_order: true,
     shrink: 1.0,
     refine: 2,
+    sequential: false,
+    layer_batch: 0,
     samples: 32,
     memory: Memory(4 << 30),
 };
