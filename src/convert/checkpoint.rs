@@ -91,7 +91,7 @@ struct Kept {
     digest: u64,
     loss: [u64; 2],
     /// Sums of squared outputs and errors, the share of damping, and the retries.
-    output: Option<([u64; 4], u32)>,
+    output: Option<([u64; 4], u32, bool)>,
 }
 
 impl Kept {
@@ -99,7 +99,7 @@ impl Kept {
         let Written { digest, loss, output } = written;
         let sums = |damping: Damping| {
             let bits = [output.energy, output.nearest, output.compensated, damping.share].map(f64::to_bits);
-            (bits, damping.retries)
+            (bits, damping.retries, output.noise)
         };
         Self {
             tensor: unit.tensor,
@@ -113,10 +113,10 @@ impl Kept {
 
     fn written(&self) -> Written {
         let [error_sq, weight_sq] = self.loss.map(f64::from_bits);
-        let sums = |(bits, retries): ([u64; 4], u32)| {
+        let sums = |(bits, retries, noise): ([u64; 4], u32, bool)| {
             let [energy, nearest, compensated, share] = bits.map(f64::from_bits);
             let (measure, damping) = (Some(Measure::SecondMoment), Some(Damping { share, retries }));
-            OutputSums { energy, nearest, compensated, measure, damping }
+            OutputSums { energy, nearest, compensated, measure, noise, damping }
         };
         let output = self.output.map(sums).unwrap_or_default();
         Written { digest: self.digest, loss: Loss { error_sq, weight_sq }, output }

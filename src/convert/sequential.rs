@@ -282,8 +282,8 @@ impl Work<'_> {
         let mut all = Vec::new();
         for matrix in group.parts(moments) {
             let method = (self.rows.job.codec, self.compensation);
-            let curvatures =
-                moments.and_then(|moments| group.curvatures((moments, matrix), self.transform(group), method));
+            let shape = (self.rows.job.plan, self.transform(group));
+            let curvatures = moments.and_then(|moments| group.curvatures((moments, matrix), shape, method));
             let by = curvatures.as_ref().map(|curvatures| By::Curvature(curvatures, self.compensation.rounding));
             let is_own = |unit: &RowUnit| {
                 group.tensors.contains(&unit.tensor) && matrix.is_none_or(|matrix| self.rows.matrix(unit) == matrix)

@@ -164,8 +164,15 @@ fn gptq(ground: &Ground, moments: &Running, sequential: Option<Sequential<'_>>, 
     let provenance = Provenance { encoder: Encoder::Default, recipe: "{}".into(), calibration: Vec::new() };
     let metadata = output_metadata(source, plan, transforms, &provenance);
     let rounding = Rounding { feedback: true, descents: 1, refit: true };
-    let codes =
-        Codes::Gptq(Compensation { moments, rounding, damp: 0.01, act_order: true, memory: 1 << 20, sequential });
+    let codes = Codes::Gptq(Compensation {
+        moments,
+        rounding,
+        damp: 0.01,
+        act_order: true,
+        noise: None,
+        memory: 1 << 20,
+        sequential,
+    });
     let job = Job { source, plan, transforms, codec: codec(), codes, metadata };
     let target = Target { path: output.to_path_buf(), force: true, sharding: Sharding::Single };
     convert(&job, &target, &NoProgress).unwrap();

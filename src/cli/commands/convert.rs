@@ -11,7 +11,9 @@ use crate::calib::Statistics;
 use crate::cli::args::ConvertArgs;
 use crate::cli::settings::{self, Choices, Setting};
 use crate::cli::{Outcome, Session, data};
-use crate::convert::{Checkpoint, Conversion, SecondMoments, Sequential, layer_batch, moments_requests, single_run, time_encoding};
+use crate::convert::{
+    Checkpoint, Conversion, SecondMoments, Sequential, layer_batch, moments_requests, single_run, time_encoding,
+};
 use crate::corpus::SourceSpec;
 use crate::error::{Error, Result};
 use crate::gguf::Source;
@@ -66,10 +68,8 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
     let statistics_file = args.stats.as_ref().map(|path| path.display().to_string());
     let sequential = work.sequential(&run, (&plan, output));
     let moments = moments.as_ref().map(as_dyn);
-    production.finish(
-        &plan,
-        Evidence { statistics: Some(statistics), statistics_file, orders: None, moments, sequential },
-    )
+    production
+        .finish(&plan, Evidence { statistics: Some(statistics), statistics_file, orders: None, moments, sequential })
 }
 
 fn as_dyn<'m>(moments: &'m Moments<'_>) -> &'m dyn SecondMoments {
@@ -87,7 +87,8 @@ pub(super) fn useless_moments() -> Error {
 /// What is said about a file of second moments where others are measured.
 fn other_moments() -> Error {
     Error::Usage {
-        message: "--second-moments keeps those of the model before it is quantised, and --sequential measures others".into(),
+        message: "--second-moments keeps those of the model before it is quantised, and --sequential measures others"
+            .into(),
         hint: Some("leave one of them out".into()),
     }
 }
@@ -132,7 +133,7 @@ impl<'a> Work<'a> {
     fn open(&self) -> Result<Run<'a>> {
         let rows = self.recipe.needs().covers(Needs::ROWS) || self.args.stats.is_some();
         let Recipe { samples, activations, encoder, sequential, .. } = *self.recipe;
-        let behind = sequential.then(|| Ok((activations, self.session.codec(encoder)?))).transpose()?;
+        let behind = if sequential { Some((activations, self.session.codec(encoder)?)) } else { None };
         let (text, keep) = (&self.args.calibration, Keep::in_memory());
         let run = Run::open(self.session, self.source, text, self.specs, samples, &keep, behind)?;
         Ok(if rows { run } else { run.without_rows() })

@@ -13,6 +13,7 @@ use crate::cli::args::QuantizeArgs;
 use crate::cli::settings::{self, Choices, Setting};
 use crate::cli::{Outcome, Session};
 use crate::convert::time_encoding;
+use crate::error::Error;
 use crate::gguf::Source;
 use crate::quant::Needs;
 use crate::util::progress::Progress;
