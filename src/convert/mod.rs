@@ -7,6 +7,7 @@ mod encode;
 mod floats;
 mod hash;
 mod keys;
+mod marks;
 mod metadata;
 mod plan;
 mod record;
@@ -19,6 +20,7 @@ pub use compensate::{Codes, Compensation, Measure, OutputError, SecondMoments, c
 pub use dequantize::{Dequantized, dequantize};
 pub use encode::read_rows;
 pub use keys::permutations;
+pub use marks::Marks;
 pub use metadata::{CalibrationValue, Provenance, output_metadata};
 pub use plan::{Conversion, PlanSettings, PlannedTensor, Reason, TypeRule, is_tcq4};
 pub use run::{Converted, Job, Target, TensorLoss, convert};

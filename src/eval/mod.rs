@@ -5,6 +5,7 @@ pub mod compare;
 mod divergence;
 mod measure;
 mod perplexity;
+mod probe;
 mod score;
 mod simulate;
 mod softmax;
@@ -19,6 +20,7 @@ pub use measure::{
     saved_shape, windows_of_file,
 };
 pub use perplexity::{Perplexity, PerplexityOptions, perplexity};
+pub use probe::probe;
 pub use score::{Score, ScoreDivergence};
 pub use simulate::Simulation;
 pub use statistics::{Estimate, Percentile};

@@ -2,24 +2,32 @@
 //!
 //! The algorithms are pure functions of numbers; only [`prepare()`] and what it is made of know models and statistics.
 
+pub mod act_aware;
 pub mod activation;
+pub mod allocate;
 pub mod evidence;
 pub mod fold;
 mod generic;
+pub mod input;
 pub mod objective;
 pub mod outcome;
 pub mod permute;
 pub mod prepare;
 pub mod rounding;
 pub mod scale;
+pub mod sensitivity;
 pub mod settings;
 mod study;
 pub mod transform;
 
+pub use act_aware::{ActAware, GroupLoss, GroupPath};
 pub use activation::Activations;
+pub use allocate::{Allocation, Choice, allocate};
 pub use evidence::ReadRows;
+pub use input::InputRounding;
 pub use outcome::{Applied, Grounds, GroupOutcome, Measured, ScaleOutcome};
 pub use permute::{Channels, Order};
 pub use prepare::{Prepared, prepare};
+pub use sensitivity::{Sampler, Sensitivity, kind_of, runs_of_kinds, spread_over};
 pub use settings::{Apply, Orders, Salience, Scales, Settings};
 pub use transform::Transform;

@@ -111,7 +111,7 @@ fn changed(rows: &[f32], columns: usize, scale: Option<&[f32]>, order: Option<&P
 }
 
 /// All dot products of the rows of `a` with those of `b`.
-fn product(a: &[f32], b: &[f32], columns: usize) -> Vec<f32> {
+pub(super) fn product(a: &[f32], b: &[f32], columns: usize) -> Vec<f32> {
     a.chunks_exact(columns).flat_map(|x| b.chunks_exact(columns).map(|w| dot(x, w))).collect()
 }
 

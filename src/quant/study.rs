@@ -96,7 +96,7 @@ impl Ground<'_> {
             let Some(tensor) = self.weights.source.tensor(name) else { continue };
             let Some(rows) = statistics.entries.get(name).and_then(|entry| entry.rows.as_ref()) else { continue };
             for expert in experts(tensor, rows) {
-                let weights = self.sampled_weights(tensor, expert.unwrap_or(0))?;
+                let weights = sampled_weights(self.weights, tensor, expert.unwrap_or(0))?;
                 match parts.iter_mut().find(|part| Arc::ptr_eq(part.rows, rows) && part.expert == expert) {
                     Some(part) => part.weights.extend(weights),
                     None => parts.push(Part { rows, expert, weights }),
@@ -108,16 +108,6 @@ impl Ground<'_> {
             objective.add(sampled_rows(part.rows, part.expert), part.weights);
         }
         Ok(Some(objective).filter(|objective| !objective.is_empty()))
-    }
-
-    /// The weight rows of one matrix that take part in the objective.
-    fn sampled_weights(&self, tensor: &TensorInfo, matrix: u32) -> Result<Vec<f32>> {
-        let (columns, rows) = (tensor.columns() as usize, (tensor.rows() / tensor.matrices()) as usize);
-        let mut values = vec![0.0; sample_of(rows).count() * columns];
-        for (row, into) in sample_of(rows).zip(values.chunks_exact_mut(columns)) {
-            (self.weights.read)(tensor, u64::from(matrix) * rows as u64 + row as u64, into)?;
-        }
-        Ok(values)
     }
 
     /// Chooses the scale.
@@ -247,6 +237,16 @@ impl Ground<'_> {
     }
 }
 
+/// The weight rows of one matrix that take part in the objective.
+pub(super) fn sampled_weights(weights: Weights<'_>, tensor: &TensorInfo, matrix: u32) -> Result<Vec<f32>> {
+    let (columns, rows) = (tensor.columns() as usize, (tensor.rows() / tensor.matrices()) as usize);
+    let mut values = vec![0.0; sample_of(rows).count() * columns];
+    for (row, into) in sample_of(rows).zip(values.chunks_exact_mut(columns)) {
+        (weights.read)(tensor, u64::from(matrix) * rows as u64 + row as u64, into)?;
+    }
+    Ok(values)
+}
+
 /// The first candidate whose error is the least, or within [`NOISE`] of it.
 pub(super) fn simplest<T>(tried: &[Measured<T>]) -> Option<&Measured<T>> {
     let least = tried.iter().map(|candidate| candidate.error).fold(f64::INFINITY, f64::min);
@@ -270,7 +270,7 @@ fn maker_channels(group: &InputGroup, channels: &Channels) -> Channels {
 }
 
 /// The matrices of a tensor that are measured: its only one (`None`), or the experts with most sample rows, by number.
-fn experts(tensor: &TensorInfo, rows: &SampleRows) -> Vec<Option<u32>> {
+pub(super) fn experts(tensor: &TensorInfo, rows: &SampleRows) -> Vec<Option<u32>> {
     if tensor.matrices() == 1 {
         return vec![None];
     }
@@ -285,7 +285,7 @@ fn experts(tensor: &TensorInfo, rows: &SampleRows) -> Vec<Option<u32>> {
 }
 
 /// At most [`SAMPLE_ROWS`] sample rows of a matrix, evenly spread.
-fn sampled_rows(rows: &SampleRows, expert: Option<u32>) -> Vec<f32> {
+pub(super) fn sampled_rows(rows: &SampleRows, expert: Option<u32>) -> Vec<f32> {
     let of: Vec<&[f32]> =
         rows.iter().filter(|(matrix, _)| expert.is_none_or(|expert| *matrix == expert)).map(|(_, row)| row).collect();
     let count = of.len().min(SAMPLE_ROWS);

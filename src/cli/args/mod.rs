@@ -5,6 +5,7 @@ mod datasets;
 mod evaluate;
 mod export;
 mod look;
+mod mixed;
 mod produce;
 mod shared;
 
@@ -15,6 +16,7 @@ pub(crate) use self::datasets::{DatasetsArgs, DatasetsCommand};
 pub(crate) use self::evaluate::{CompareArgs, EvalArgs};
 pub(crate) use self::export::{ChannelsArgs, ExportArgs, ExportWhat, RangesArgs, RowArgs, ScalesFromArgs};
 pub(crate) use self::look::{DiffArgs, InspectArgs, VerifyArgs};
+pub(crate) use self::mixed::MixedArgs;
 pub(crate) use self::produce::{CalibrateArgs, ConvertArgs, DequantizeArgs, PermsArgs, QuantizeArgs, RoundingArgs};
 pub(crate) use self::shared::{
     CalibrationArgs, DataArgs, MethodArgs, OutputArgs, PermsOutputArgs, ProductionArgs, StoreArgs, TypeArgs,

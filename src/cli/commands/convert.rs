@@ -43,7 +43,8 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
     }
     let statistics_file = args.stats.as_ref().map(|path| path.display().to_string());
     let choice = choice(&args.rounding, &run);
-    production.finish(&plan, Evidence { statistics: Some(statistics), statistics_file, orders: None, choice })
+    let evidence = Evidence { statistics: Some(statistics), statistics_file, orders: None, choice, run: Some(&run) };
+    production.finish(&plan, evidence)
 }
 
 /// Chunks of text where `-n` does not say.

@@ -15,6 +15,7 @@ mod eval_text;
 pub(super) mod export;
 mod export_row;
 pub(super) mod inspect;
+mod mixed;
 pub(super) mod perms;
 mod plan_text;
 mod produce;

@@ -7,6 +7,7 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::json;
 
+use super::mixed::{self, Mixed};
 use super::plan_text;
 use crate::calib::Statistics;
 use crate::cli::args::ProductionArgs;
@@ -18,7 +19,7 @@ use crate::convert::{
 use crate::error::{Class, ConvertError, Result};
 use crate::gguf::{Plan, Source};
 use crate::math::Permutation;
-use crate::quant::{Prepared, prepare};
+use crate::quant::{ActAware, Prepared, prepare};
 use crate::util::atomic_file::check_target;
 use crate::util::progress::Progress;
 use crate::util::units::{Bytes, Elapsed};
@@ -53,6 +54,8 @@ pub(super) struct Evidence<'a> {
     pub(super) orders: Option<BTreeMap<String, Permutation>>,
     /// How codes are chosen.
     pub(super) choice: Choice<'a>,
+    /// The model with its text, where it can be run.
+    pub(super) run: Option<&'a super::statistics::Run<'a>>,
 }
 
 #[derive(Serialize)]
@@ -63,6 +66,8 @@ struct Record<'a> {
     seconds: f64,
     plan: &'a Conversion,
     prepared: &'a Prepared,
+    /// The inputs that were marked for another activation path, and why.
+    act_aware: Option<&'a ActAware>,
     /// What is known about the calibration text.
     text: Option<serde_json::Value>,
 }
@@ -79,6 +84,7 @@ impl Production<'_> {
         } else {
             self.session.printer.text(&plan_text::summary(self.source, &plan, self.moments));
         }
+        mixed::check(self.args)?;
         if self.args.types.strict {
             refuse_substitutions(self.source, &plan)?;
         }
@@ -113,6 +119,16 @@ impl Production<'_> {
         for notice in &prepared.notices {
             self.session.progress.note(notice);
         }
+        let mixed = Mixed {
+            session: self.session,
+            source: self.source,
+            statistics,
+            transforms: &prepared.transforms,
+            codec,
+            args: self.args,
+            run: evidence.run,
+        };
+        let act_aware = mixed.act_aware(&prepared.groups)?;
         let codes = match (evidence.choice, statistics) {
             (Choice::Gptq(compensation), _) => Codes::Gptq(compensation),
             (Choice::Greedy, Some(statistics)) => Codes::Greedy(statistics),
@@ -120,7 +136,10 @@ impl Production<'_> {
         };
         let provenance =
             Provenance { encoder: self.args.method.encoder, recipe: settings::recipe(&settings, &codes), calibration };
-        let metadata = output_metadata(self.source, plan, &prepared.transforms, &provenance);
+        let mut metadata = output_metadata(self.source, plan, &prepared.transforms, &provenance);
+        if let Some(chosen) = &act_aware {
+            mixed::marks(chosen).write(&mut metadata);
+        }
         let job = Job { source: self.source, plan, transforms: &prepared.transforms, codec, codes, metadata };
         let target = settings::target(self.output, &self.args.out, self.source);
         let converted = convert(&job, &target, &self.session.progress)?;
@@ -133,6 +152,7 @@ impl Production<'_> {
             seconds: seconds.as_secs_f64(),
             plan,
             prepared: &prepared,
+            act_aware: act_aware.as_ref(),
             text: statistics.and_then(super::statistics::composition),
         };
         self.session.printer.record("convert", record);
