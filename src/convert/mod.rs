@@ -12,6 +12,7 @@ mod metadata;
 mod plan;
 mod record;
 mod run;
+pub mod sensitivities;
 mod stripes;
 mod units;
 mod verify;

@@ -10,6 +10,7 @@ mod eval;
 mod export;
 mod gguf;
 mod llama;
+mod mixed;
 mod model;
 mod report;
 
@@ -24,6 +25,7 @@ pub use eval::EvalError;
 pub use export::ExportError;
 pub use gguf::GgufError;
 pub use llama::LlamaError;
+pub use mixed::MixedError;
 pub use model::ModelError;
 pub use report::ReportError;
 
@@ -101,6 +103,9 @@ pub enum Error {
     /// Numbers about a model cannot be exported.
     #[error(transparent)]
     Export(#[from] ExportError),
+    /// Bits cannot be given out as asked.
+    #[error(transparent)]
+    Mixed(#[from] MixedError),
     /// llama.cpp refused something.
     #[error(transparent)]
     Llama(#[from] LlamaError),
@@ -142,6 +147,7 @@ impl Error {
             Error::Compare(error) => error.class(),
             Error::Analysis(error) => error.class(),
             Error::Export(error) => error.class(),
+            Error::Mixed(error) => error.class(),
             Error::Llama(error) => error.class(),
             Error::Report(_) => Class::Failed,
             Error::Usage { .. } => Class::Usage,
@@ -169,6 +175,7 @@ impl Error {
             Error::Compare(error) => error.hint(),
             Error::Analysis(error) => error.hint(),
             Error::Export(error) => error.hint(),
+            Error::Mixed(error) => error.hint(),
             Error::Llama(error) => error.hint(),
             Error::Report(error) => error.hint(),
             Error::Usage { hint, .. } => hint.clone(),

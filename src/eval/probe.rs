@@ -3,7 +3,6 @@
 
 use rayon::prelude::*;
 
-use super::base_file::first_scored;
 use super::simulate::Simulation;
 use super::softmax::compare;
 use super::statistics::{Estimate, Moments};
@@ -15,8 +14,13 @@ use crate::util::progress::{Progress, Unit};
 /// Tokens of one graph at most, as in llama.cpp's tools.
 const UBATCH: u32 = 512;
 
-/// Measures the KL divergence of `model` with each of `probes` from itself without, in nats, over the second half of each of `chunks`, all of
-/// one length. Runs the model once for each chunk and probe, and once more for each chunk; keeps the logits of all chunks in memory.
+/// The position whose logits are the first to be compared: what stands at the beginning of a chunk follows hardly anything.
+fn first(ctx: usize) -> usize {
+    ctx / 8
+}
+
+/// Measures the KL divergence of `model` with each of `probes` from itself without, in nats, over all but the first eighth of each of `chunks`,
+/// all of one length. Runs the model once for each chunk and probe, and once more for each chunk; keeps the logits of all chunks in memory.
 ///
 /// # Errors
 /// [`ModelError::LogitsNotFinite`], what llama.cpp refuses, and [`Error::Interrupted`].
@@ -35,11 +39,10 @@ pub fn probe(
         let logits = runner.run(Some(probe))?;
         let mut moments = Moments::default();
         for (index, ((base, own), chunk)) in base.iter().zip(&logits).zip(chunks).enumerate() {
-            let first = first_scored(ctx);
+            let first = first(ctx);
             let vocab = model.vocab_size();
             let rows = own.par_chunks_exact(vocab).zip(base.par_chunks_exact(vocab)).zip(&chunk[first + 1..]);
-            let found: Vec<f64> =
-                rows.map(|((row, base), &target)| compare(row, base, target as usize).kld).collect();
+            let found: Vec<f64> = rows.map(|((row, base), &target)| compare(row, base, target as usize).kld).collect();
             found.iter().for_each(|&kld| moments.add(kld));
             if !moments.sum.is_finite() {
                 return Err(ModelError::LogitsNotFinite { path: model.path().to_path_buf(), chunk: index }.into());
@@ -77,7 +80,7 @@ impl Runner<'_> {
                 return Err(Error::Interrupted);
             }
             context.clear();
-            let logits = Logits::From(first_scored(ctx));
+            let logits = Logits::From(first(ctx));
             match &mut simulation {
                 None => context.decode(chunk, logits)?,
                 Some(simulation) => {

@@ -1,12 +1,12 @@
 //! Which inputs leave the INT4 path for INT8 because they suffer most on it. The losses come from elsewhere; here they are weighed against the work.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::activation::Activations;
 use super::allocate::{Choice, allocate};
 
 /// What one input group loses on a path.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GroupLoss {
     /// The input group.
     pub group: String,
@@ -125,7 +125,9 @@ mod tests {
         assert!((found.share - 0.5).abs() < 1e-12 && (found.loss_before - 18.9).abs() < 1e-12);
         assert!((found.loss_after - (9.0 + 0.06 + 0.039)).abs() < 1e-12, "{found:?}");
         assert!((found.groups[1].gain_per_share - 0.99 * 6.0 / 0.3).abs() < 1e-9);
-        assert!(paths(&ActAware::choose(Activations::Int4, losses.clone(), 0.19)).iter().all(|p| *p == Activations::Int4));
+        assert!(
+            paths(&ActAware::choose(Activations::Int4, losses.clone(), 0.19)).iter().all(|p| *p == Activations::Int4)
+        );
         assert_eq!(ActAware::choose(Activations::Int4, losses, 1.0).marked().count(), 6);
     }
 

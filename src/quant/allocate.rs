@@ -236,7 +236,8 @@ mod tests {
             let weights = [3_145_728u64, 1_048_576, 8_388_608, 8_388_608][i % 4];
             let scale = 1e-4 * (1.0 + (i as f64 * 0.37).sin().abs() * 9.0);
             let bits = [4.625, 5.5, 6.5625, 8.5, 16.0];
-            bits.map(|bits| Choice { size: (weights as f64 * bits / 8.0) as u64, loss: scale * 4f64.powf(4.6 - bits) }).to_vec()
+            bits.map(|bits| Choice { size: (weights as f64 * bits / 8.0) as u64, loss: scale * 4f64.powf(4.6 - bits) })
+                .to_vec()
         };
         let many: Vec<Vec<Choice>> = (0..280).map(item).collect();
         for bits in [4.7, 5.0, 5.5, 6.0, 8.0] {

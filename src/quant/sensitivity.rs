@@ -13,10 +13,11 @@ use super::study::{experts, sampled_rows, sampled_weights};
 use super::transform::Transform;
 use crate::calib::Statistics;
 use crate::error::Result;
-use crate::gguf::TensorInfo;
+use crate::gguf::{GgmlType, TensorInfo};
+use crate::llama;
 use crate::model::mappings::{Meets, meets_stream};
 use crate::model::{Role, TensorName};
-use crate::tcq::Codec;
+use crate::tcq::{CHUNK, Codec, TILE_ROWS, Tile};
 
 /// Rows of the token embedding that its energy is measured on.
 const EMBEDDING_ROWS: u64 = 256;
@@ -70,6 +71,67 @@ impl Sampler<'_> {
             energy(&product(&rows, &part.weights, columns))
         };
         self.measure(tensor, paths, |part, &path| Ok(rounded(part, path)))
+    }
+
+    /// What each type costs in the outputs of a tensor whose input is exact; nothing where there are no sample rows. TCQ4 codes are the nearest.
+    ///
+    /// # Errors
+    /// If weights cannot be read, or a type cannot be written.
+    pub fn types(&self, tensor: &TensorInfo, types: &[GgmlType]) -> Result<Option<Sensitivity>> {
+        self.measure(tensor, types, |part, &ty| {
+            let mut error = self.stored(tensor, ty, &part.weights)?;
+            error.iter_mut().zip(&part.weights).for_each(|(stored, weight)| *stored -= weight);
+            Ok(energy(&product(&part.rows, &error, tensor.columns() as usize)))
+        })
+    }
+
+    /// Weight rows as they come back from a type, in the basis of the model.
+    fn stored(&self, tensor: &TensorInfo, ty: GgmlType, weights: &[f32]) -> Result<Vec<f32>> {
+        let columns = tensor.columns() as usize;
+        if ty.is_float() {
+            return Ok(weights.to_vec()); // next to nothing is lost
+        }
+        let transform = self.transforms.get(&tensor.name).cloned().unwrap_or_default();
+        let transform = if ty == GgmlType::TCQ4_K32 { transform } else { transform.without_runtime() };
+        let mut rows = weights.to_vec();
+        let scale = transform.column_scale.as_deref();
+        let order = transform.columns.as_ref().map(|order| (order, order.inverse()));
+        let mut gathered = vec![0.0; columns];
+        for row in rows.chunks_exact_mut(columns) {
+            scale.iter().for_each(|scale| row.iter_mut().zip(*scale).for_each(|(value, factor)| *value *= factor));
+            if let Some((order, _)) = &order {
+                order.gather(row, &mut gathered);
+                row.copy_from_slice(&gathered);
+            }
+        }
+        self.there_and_back(ty, columns, &mut rows)?;
+        for row in rows.chunks_exact_mut(columns) {
+            if let Some((_, back)) = &order {
+                back.gather(row, &mut gathered);
+                row.copy_from_slice(&gathered);
+            }
+            scale.iter().for_each(|scale| row.iter_mut().zip(*scale).for_each(|(value, factor)| *value /= factor));
+        }
+        Ok(rows)
+    }
+
+    /// Encodes and decodes rows.
+    fn there_and_back(&self, ty: GgmlType, columns: usize, rows: &mut [f32]) -> Result<()> {
+        if ty != GgmlType::TCQ4_K32 {
+            let row = ty.row_bytes(columns as u64).unwrap_or(0) as usize;
+            let mut bytes = vec![0; row * (rows.len() / columns)];
+            llama::quantize_rows(ty.0, rows, columns, None, &mut bytes)?;
+            return llama::dequantize_rows(ty.0, &bytes, columns, rows);
+        }
+        let mut tiles = vec![<Tile as bytemuck::Zeroable>::zeroed(); columns / CHUNK];
+        for stripe in rows.chunks_exact_mut(TILE_ROWS * columns) {
+            if self.codec.encode_rows(stripe, columns, &mut tiles).is_err() {
+                stripe.fill(0.0); // what cannot be encoded is refused later; here it counts as lost
+                continue;
+            }
+            self.codec.decode_rows(&tiles, columns, stripe);
+        }
+        Ok(())
     }
 
     /// Measures the outputs of a tensor, and the squared error of each rounding in `of`.

@@ -1,5 +1,6 @@
 //! What `convert` and `quantize` share: show the plan, prepare, encode, write, and say what was done.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -7,7 +8,7 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::json;
 
-use super::mixed::{self, Mixed};
+use super::mixed::{self, Choices, Mixed};
 use super::plan_text;
 use crate::calib::Statistics;
 use crate::cli::args::ProductionArgs;
@@ -19,7 +20,7 @@ use crate::convert::{
 use crate::error::{Class, ConvertError, Result};
 use crate::gguf::{Plan, Source};
 use crate::math::Permutation;
-use crate::quant::{ActAware, Prepared, prepare};
+use crate::quant::{ActAware, Prepared, TypeChoices, prepare};
 use crate::util::atomic_file::check_target;
 use crate::util::progress::Progress;
 use crate::util::units::{Bytes, Elapsed};
@@ -66,6 +67,8 @@ struct Record<'a> {
     seconds: f64,
     plan: &'a Conversion,
     prepared: &'a Prepared,
+    /// The types that `--target-bpw` chose, and why.
+    types: Option<&'a TypeChoices>,
     /// The inputs that were marked for another activation path, and why.
     act_aware: Option<&'a ActAware>,
     /// What is known about the calibration text.
@@ -75,16 +78,27 @@ struct Record<'a> {
 impl Production<'_> {
     /// Plans, shows the plan, and refuses what can be refused before any work. `None` if only the plan was wanted.
     pub(super) fn plan(&self) -> Result<Option<Conversion>> {
+        mixed::check(self.args)?;
         let plan = Conversion::new(self.source, &settings::plan_settings(&self.args.types))?;
+        mixed::check_plan(self.args, self.source, self.output, &plan)?;
         if self.args.out.dry_run {
+            let kept = mixed::kept_types(self.args, self.source, self.output, &plan)?;
+            let plan = kept.as_ref().map_or(Cow::Borrowed(&plan), |kept| Cow::Owned(kept.plan(self.source, &plan)));
             self.session.printer.text(&plan_text::full(self.source, &plan, self.moments));
-            self.session
-                .printer
-                .record("plan", json!({ "plan": plan, "bytes": plan.bytes(), "bits_per_weight": plan.bits() }));
+            if let Some(kept) = &kept {
+                self.session.printer.text(&kept.text());
+            } else if self.args.mixed.target_bpw.is_some() {
+                self.session
+                    .progress
+                    .note("types for --target-bpw are chosen after calibration: no sensitivities are kept yet");
+            }
+            let types = kept.as_ref().map(|kept| &kept.chosen);
+            let (bytes, bits) = (plan.bytes(), plan.bits());
+            let record = json!({ "plan": plan, "types": types, "bytes": bytes, "bits_per_weight": bits });
+            self.session.printer.record("plan", record);
         } else {
             self.session.printer.text(&plan_text::summary(self.source, &plan, self.moments));
         }
-        mixed::check(self.args)?;
         if self.args.types.strict {
             refuse_substitutions(self.source, &plan)?;
         }
@@ -119,6 +133,12 @@ impl Production<'_> {
         for notice in &prepared.notices {
             self.session.progress.note(notice);
         }
+        let codes = match (evidence.choice, statistics) {
+            (Choice::Gptq(compensation), _) => Codes::Gptq(compensation),
+            (Choice::Greedy, Some(statistics)) => Codes::Greedy(statistics),
+            (Choice::Nearest | Choice::Greedy, _) => Codes::Nearest,
+        };
+        let recipe = settings::recipe(&settings, &codes);
         let mixed = Mixed {
             session: self.session,
             source: self.source,
@@ -126,16 +146,15 @@ impl Production<'_> {
             transforms: &prepared.transforms,
             codec,
             args: self.args,
+            read: &read,
+            output: self.output,
+            recipe: recipe.clone(),
+            rounding: if matches!(codes, Codes::Gptq(_)) { mixed::GPTQ } else { 1.0 },
             run: evidence.run,
         };
-        let act_aware = mixed.act_aware(&prepared.groups)?;
-        let codes = match (evidence.choice, statistics) {
-            (Choice::Gptq(compensation), _) => Codes::Gptq(compensation),
-            (Choice::Greedy, Some(statistics)) => Codes::Greedy(statistics),
-            (Choice::Nearest | Choice::Greedy, _) => Codes::Nearest,
-        };
-        let provenance =
-            Provenance { encoder: self.args.method.encoder, recipe: settings::recipe(&settings, &codes), calibration };
+        let Choices { plan, types, act_aware } = mixed.choose(plan, &prepared.groups)?;
+        let plan = plan.as_ref();
+        let provenance = Provenance { encoder: self.args.method.encoder, recipe, calibration };
         let mut metadata = output_metadata(self.source, plan, &prepared.transforms, &provenance);
         if let Some(chosen) = &act_aware {
             mixed::marks(chosen).write(&mut metadata);
@@ -152,6 +171,7 @@ impl Production<'_> {
             seconds: seconds.as_secs_f64(),
             plan,
             prepared: &prepared,
+            types: types.as_ref(),
             act_aware: act_aware.as_ref(),
             text: statistics.and_then(super::statistics::composition),
         };
