@@ -13,6 +13,8 @@ use crate::quant::{Candidates, GroupLoss};
 use crate::util::atomic_file;
 
 const VERSION: u32 = 1;
+/// No file of sensitivities is larger: what is larger is something else, a model for instance.
+const LARGEST: u64 = 1 << 28;
 
 /// Losses, and what they depend on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,11 +52,15 @@ impl Sensitivities {
     /// # Errors
     /// [`MixedError::File`], [`MixedError::AnotherModel`], and what the operating system refuses.
     pub fn load(path: &Path, model: &Source) -> Result<Self> {
-        let text = match std::fs::read(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::new(model)),
-            read => read.map_err(Error::io(path, "read"))?,
-        };
         let fail = |what: String| MixedError::File { path: path.to_path_buf(), what };
+        let bytes = match std::fs::metadata(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::new(model)),
+            found => found.map_err(Error::io(path, "read"))?.len(),
+        };
+        if bytes > LARGEST {
+            return Err(fail(format!("it has {bytes} bytes, far too many")).into());
+        }
+        let text = std::fs::read(path).map_err(Error::io(path, "read"))?;
         let read: Self = serde_json::from_slice(&text).map_err(|e| fail(e.to_string()))?;
         if read.version != VERSION {
             return Err(fail(format!("its version is {}, this program knows version {VERSION}", read.version)).into());

@@ -21,7 +21,7 @@ pub struct GroupLoss {
     /// The loss of the model that the output errors suggest; comparable between groups, in no unit.
     pub estimate: f64,
     /// KL divergence of the model in nats when this input alone is rounded, where that was measured; of inputs measured together the part that
-    /// the estimates give this one.
+    /// falls to this one by its error.
     pub kld: Option<f64>,
 }
 

@@ -244,11 +244,11 @@ pub fn runs_of_kinds(kinds: &[&str], limit: usize) -> Vec<Vec<usize>> {
     by_kind.values().flat_map(|of| of.chunks(length).map(<[usize]>::to_vec)).collect()
 }
 
-/// Divides what was measured of several units together in proportion to what is estimated of each; evenly where nothing is.
-pub fn spread_over(measured: f64, estimates: &[f64]) -> Vec<f64> {
-    let total: f64 = estimates.iter().sum();
-    let even = 1.0 / estimates.len().max(1) as f64;
-    estimates.iter().map(|estimate| measured * if total > 0.0 { estimate / total } else { even }).collect()
+/// Divides what was measured of several units together in proportion to their errors; evenly where there are none.
+pub fn spread_over(measured: f64, errors: &[f64]) -> Vec<f64> {
+    let total: f64 = errors.iter().sum();
+    let even = 1.0 / errors.len().max(1) as f64;
+    errors.iter().map(|error| measured * if total > 0.0 { error / total } else { even }).collect()
 }
 
 /// The kind of a tensor or group: its name without the number of its block.
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_measured_sum_is_divided_by_the_estimates() {
+    fn a_measured_sum_is_divided_by_the_errors() {
         assert_eq!(spread_over(6.0, &[1.0, 2.0, 0.0]), [2.0, 4.0, 0.0]);
         assert_eq!(spread_over(6.0, &[0.0, 0.0]), [3.0, 3.0]);
     }

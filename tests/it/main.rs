@@ -14,6 +14,8 @@ mod cli_calibration;
 mod cli_compare;
 mod cli_errors;
 mod cli_export;
+#[cfg(feature = "llama")]
+mod cli_mixed;
 mod cli_outputs;
 #[cfg(feature = "llama")]
 mod cli_rounding;
@@ -33,6 +35,7 @@ mod ids;
 mod layering;
 #[cfg(feature = "llama")]
 mod llama;
+mod mixed;
 mod model;
 mod prepare;
 mod quant;

@@ -16,6 +16,7 @@ pub(super) mod export;
 mod export_row;
 pub(super) mod inspect;
 mod mixed;
+mod mixed_losses;
 mod mixed_text;
 pub(super) mod perms;
 mod plan_text;

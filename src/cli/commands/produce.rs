@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::mixed::{self, Choices, Mixed};
-use super::plan_text;
+use super::{mixed_losses, plan_text};
 use crate::calib::Statistics;
 use crate::cli::args::ProductionArgs;
 use crate::cli::{Outcome, Session, settings};
@@ -109,6 +109,9 @@ impl Production<'_> {
         for path in self.outputs(&plan)? {
             check_target(&path, self.args.out.force, &inputs)?;
         }
+        if let Some(path) = mixed::kept_at(self.args, self.output) {
+            settings::check_side_output(&path, self.output, true, self.source, self.inputs)?;
+        }
         Ok(Some(plan))
     }
 
@@ -149,7 +152,7 @@ impl Production<'_> {
             read: &read,
             output: self.output,
             recipe: recipe.clone(),
-            rounding: if matches!(codes, Codes::Gptq(_)) { mixed::GPTQ } else { 1.0 },
+            rounding: if matches!(codes, Codes::Gptq(_)) { mixed_losses::GPTQ } else { 1.0 },
             run: evidence.run,
         };
         let Choices { plan, types, act_aware } = mixed.choose(plan, &prepared.groups)?;
