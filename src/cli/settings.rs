@@ -1,18 +1,17 @@
 //! Arguments resolved into the plain settings of the library: nothing is left open here, and nothing is done yet.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
-
-use super::args::{MethodArgs, OutputArgs, TypeArgs};
-use super::values::{Compat, ScalesArg};
-use crate::convert::{Codes, Compensation, Conversion, PlanSettings, Target, TypeRule};
+use super::args::{MethodArgs, OutputArgs, RoundingArgs, TypeArgs};
+use super::values::Compat;
+use crate::convert::{Conversion, PlanSettings, Target, TypeRule};
 use crate::error::{Error, Result};
 use crate::gguf::{Sharding, Source};
-use crate::math::Permutation;
-use crate::quant::{Apply, Order, Orders, Salience, Scales, Settings};
-use crate::tcq::Codec;
+use crate::model::Arch;
+use crate::quant::recipe::{Memory, Preset, RoundingRule};
+use crate::quant::{Changes, Needs, Recipe};
+use crate::tcq::Encoder;
 use crate::util::atomic_file::{check_target, same_file};
 
 /// What becomes of the tensors.
@@ -27,46 +26,93 @@ pub(super) fn plan_settings(types: &TypeArgs) -> PlanSettings {
     }
 }
 
-/// How weights are prepared. Without statistics there is nothing to scale by, and no order unless one is asked for.
+/// What the command line says of the recipe.
+fn changes(method: &MethodArgs, rounding: Option<&RoundingArgs>, samples: Option<u32>) -> Changes {
+    let of_rounding = rounding.map(|rounding| Changes {
+        preset: rounding.preset.map(Into::into),
+        rounding: rounding.rounding.map(Into::into),
+        damp: rounding.damp.map(|damp| damp.0),
+        act_order: (rounding.act_order || rounding.no_act_order).then_some(rounding.act_order),
+        refine: rounding.refine,
+        memory: rounding.memory.map(|size| Memory(size.0)),
+        ..Changes::default()
+    });
+    Changes {
+        scales: method.scales.map(Into::into),
+        salience: method.salience.map(Into::into),
+        alpha_grid: method.alpha_grid,
+        order: method.order.map(Into::into),
+        perm_apply: method.perm_apply.map(Into::into),
+        activations: method.activations,
+        encoder: method.encoder,
+        samples,
+        ..of_rounding.unwrap_or_default()
+    }
+}
+
+/// What is known about a model before its recipe is resolved.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Setting {
+    /// Whether it has experts.
+    pub(super) experts: bool,
+    /// Whether there are, or will be, statistics of its activations.
+    pub(super) statistics: bool,
+}
+
+impl Setting {
+    /// That of `source`.
+    pub(super) fn of(source: &Source, statistics: bool) -> Self {
+        Self { experts: Arch::from_metadata(source.metadata()).experts > 0, statistics }
+    }
+}
+
+/// Resolves the recipe: that of the preset, changed by the recipe file, changed by the command line. Without statistics there is nothing to scale
+/// by, and no order unless one is asked for.
 ///
 /// # Errors
-/// Scales that need statistics where there are none.
-pub(super) fn method_settings(
+/// A recipe file that cannot be read; choices that do not go together.
+pub(super) fn recipe(
     method: &MethodArgs,
-    plan: &Conversion,
-    has_statistics: bool,
-    given: Option<BTreeMap<String, Permutation>>,
-    codec: Codec,
-) -> Result<Settings> {
-    let scales = match method.scales {
-        Some(ScalesArg::None) => Scales::None,
-        None if !has_statistics => Scales::None,
-        Some(_) if !has_statistics => {
-            return Err(Error::Usage {
-                message: "--scales needs statistics of the activations".into(),
-                hint: Some(
-                    "pass --stats FILE, made by `tcq4 calibrate --stats` or llama-imatrix, or use `tcq4 convert`"
-                        .into(),
-                ),
-            });
-        }
-        None | Some(ScalesArg::ClosedForm) => Scales::ClosedForm,
-        Some(ScalesArg::Awq) => Scales::Awq { salience: method.salience.into(), steps: method.alpha_grid },
+    rounding: Option<&RoundingArgs>,
+    samples: Option<u32>,
+    setting: Setting,
+) -> Result<Recipe> {
+    let file = method.recipe.as_deref().map(Changes::read).transpose()?.unwrap_or_default();
+    let line = changes(method, rounding, samples);
+    let base = line.preset.or(file.preset).unwrap_or(Preset::Balanced).recipe(setting.experts);
+    let base = if setting.statistics { base } else { base.without_statistics() };
+    let recipe = base.with(&file).with(&line);
+    if recipe.rounding != RoundingRule::Nearest && recipe.encoder == Encoder::Parity {
+        return Err(Error::Usage {
+            message: "GPTQ and greedy rounding choose other codes than `--encoder parity` stands for".into(),
+            hint: Some("leave out --encoder parity, or pass --rounding nearest".into()),
+        });
+    }
+    Ok(recipe)
+}
+
+/// Refuses a recipe with a step that cannot do without something that is not `available`.
+///
+/// # Errors
+/// The first such step.
+pub(super) fn check_needs(recipe: &Recipe, available: Needs) -> Result<()> {
+    let steps = recipe.steps();
+    let Some(step) = steps.iter().find(|step| !available.covers(step.requires())) else { return Ok(()) };
+    let missing = step.requires().without(available);
+    let hint = if missing.covers(Needs::SECOND_MOMENTS) {
+        "use `tcq4 convert`, which runs the model"
+    } else {
+        "pass --stats FILE, made by `tcq4 calibrate --stats` or llama-imatrix, or use `tcq4 convert`"
     };
-    let orders = match (given, method.order) {
-        (Some(orders), _) => Orders::Given(orders),
-        (None, Some(order)) => order.into(),
-        (None, None) if has_statistics => Orders::Fixed(Order::Zigzag),
-        (None, None) => Orders::Fixed(Order::None),
-    };
-    Ok(Settings {
-        targets: plan.tensors.iter().filter(|t| t.is_tcq4()).map(|t| t.name.clone()).collect(),
-        scales,
-        orders,
-        apply: method.perm_apply.into(),
-        activations: method.activations,
-        codec,
+    Err(Error::Usage {
+        message: format!("{} {} needs {missing} of the activations", step.kind().option().unwrap_or(""), step.choice()),
+        hint: Some(hint.into()),
     })
+}
+
+/// The tensors that become TCQ4.
+pub(super) fn targets(plan: &Conversion) -> BTreeSet<String> {
+    plan.tensors.iter().filter(|t| t.is_tcq4()).map(|t| t.name.clone()).collect()
 }
 
 /// Checks an output that is written besides `main`: it must be another file, and none of the inputs.
@@ -92,46 +138,6 @@ pub(super) fn check_side_output(
         });
     }
     Ok(())
-}
-
-/// The settings as they go into the file (`tcq4.recipe`), so that a run can be repeated.
-pub(super) fn recipe(settings: &Settings, codes: &Codes<'_>) -> String {
-    let scales = match settings.scales {
-        Scales::None => json!("none"),
-        Scales::ClosedForm => json!("closed-form"),
-        Scales::Awq { salience: Salience::MeanAbs, steps } => {
-            json!({ "awq": { "salience": "l1", "alpha_grid": steps } })
-        }
-        Scales::Awq { salience: Salience::MeanSq, steps } => {
-            json!({ "awq": { "salience": "l2", "alpha_grid": steps } })
-        }
-    };
-    let order = match &settings.orders {
-        Orders::Fixed(order) => order.name(),
-        Orders::Auto => "auto",
-        Orders::Given(_) => "given",
-    };
-    let apply = match settings.apply {
-        Apply::Runtime => "runtime",
-        Apply::Fold => "fold",
-    };
-    let rounding = match codes {
-        Codes::Nearest => json!("nearest"),
-        Codes::Greedy(_) => json!("greedy"),
-        Codes::Gptq(Compensation { rounding, damp, act_order, .. }) => json!({
-            "gptq": { "damp": damp, "act_order": act_order, "feedback": rounding.feedback, "refine": rounding.descents, "refit": rounding.refit }
-        }),
-    };
-    json!({
-        "tcq4": env!("CARGO_PKG_VERSION"),
-        "scales": scales,
-        "order": order,
-        "perm_apply": apply,
-        "activations": settings.activations.name(),
-        "encoder": settings.codec.encoder().to_string(),
-        "rounding": rounding,
-    })
-    .to_string()
 }
 
 /// Where the output goes and how it is divided.

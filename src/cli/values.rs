@@ -7,7 +7,8 @@ use regex::Regex;
 
 use crate::gguf::GgmlType;
 use crate::inspect::{Names, ScaleFormat};
-use crate::quant::{Apply, Order, Orders, Salience};
+use crate::quant::recipe::{OrderRule, Preset, RoundingRule, ScaleRule};
+use crate::quant::{Apply, Salience};
 use crate::util::units::parse_bytes;
 
 /// `--compat`
@@ -35,28 +36,38 @@ pub(crate) enum OrderArg {
     Auto,
 }
 
-impl From<OrderArg> for Orders {
+impl From<OrderArg> for OrderRule {
     fn from(order: OrderArg) -> Self {
-        Orders::Fixed(match order {
-            OrderArg::None => Order::None,
-            OrderArg::Zigzag => Order::Zigzag,
-            OrderArg::Balanced => Order::Balanced,
-            OrderArg::Rrs => Order::Rrs,
-            OrderArg::RrsBlock => Order::RrsBlock,
-            OrderArg::Auto => return Orders::Auto,
-        })
+        match order {
+            OrderArg::None => OrderRule::None,
+            OrderArg::Zigzag => OrderRule::Zigzag,
+            OrderArg::Balanced => OrderRule::Balanced,
+            OrderArg::Rrs => OrderRule::Rrs,
+            OrderArg::RrsBlock => OrderRule::RrsBlock,
+            OrderArg::Auto => OrderRule::Auto,
+        }
     }
 }
 
 /// `--preset`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Preset {
+pub(crate) enum PresetArg {
     /// 8 chunks of text, nearest codes
     Fast,
     /// 32 chunks of text (128 where the model has experts), nearest codes
     Balanced,
     /// 64 chunks of text (128 where the model has experts), codes by GPTQ
     Best,
+}
+
+impl From<PresetArg> for Preset {
+    fn from(preset: PresetArg) -> Self {
+        match preset {
+            PresetArg::Fast => Preset::Fast,
+            PresetArg::Balanced => Preset::Balanced,
+            PresetArg::Best => Preset::Best,
+        }
+    }
 }
 
 /// `--rounding`
@@ -79,6 +90,16 @@ pub(crate) enum SensitivityArg {
     Estimate,
 }
 
+impl From<RoundingArg> for RoundingRule {
+    fn from(rounding: RoundingArg) -> Self {
+        match rounding {
+            RoundingArg::Nearest => RoundingRule::Nearest,
+            RoundingArg::Greedy => RoundingRule::Greedy,
+            RoundingArg::Gptq => RoundingRule::Gptq,
+        }
+    }
+}
+
 /// `--scales`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ScalesArg {
@@ -88,6 +109,16 @@ pub(crate) enum ScalesArg {
     ClosedForm,
     /// salience^-α, α searched on a grid against the output error
     Awq,
+}
+
+impl From<ScalesArg> for ScaleRule {
+    fn from(scales: ScalesArg) -> Self {
+        match scales {
+            ScalesArg::None => ScaleRule::None,
+            ScalesArg::ClosedForm => ScaleRule::ClosedForm,
+            ScalesArg::Awq => ScaleRule::Awq,
+        }
+    }
 }
 
 /// `--salience`

@@ -120,7 +120,7 @@ impl Means {
 #[derive(Debug, PartialEq)]
 pub(super) struct Group {
     pub(super) tensors: Vec<usize>,
-    columns: u64,
+    pub(super) columns: u64,
 }
 
 /// Groups whose second moments are measured in one run of the model.
@@ -182,8 +182,8 @@ pub fn compensation_cost(source: &Source, plan: &Conversion, memory: u64) -> (us
     (batches.len(), held + WORK * widest * widest)
 }
 
-/// Cuts the TCQ4 tensors of a plan into batches of consecutive inputs whose second moments fit into `memory` together.
-pub(super) fn batches(source: &Source, plan: &Conversion, memory: u64) -> Vec<Batch> {
+/// The TCQ4 tensors of a plan by their inputs, in the order of the model.
+pub(super) fn groups_of(source: &Source, plan: &Conversion) -> Vec<Group> {
     let wanted = plan.tensors.iter().enumerate().filter(|(_, tensor)| tensor.is_tcq4());
     let mut index: BTreeMap<&str, usize> = wanted.map(|(index, tensor)| (tensor.name.as_str(), index)).collect();
     let shapes = source.tensors().iter().map(|tensor| Shape { name: &tensor.name, dims: &tensor.dims });
@@ -196,9 +196,14 @@ pub(super) fn batches(source: &Source, plan: &Conversion, memory: u64) -> Vec<Ba
         .filter(|group| !group.tensors.is_empty())
         .collect();
     found.sort_by_key(|group| group.tensors[0]);
+    found
+}
+
+/// Cuts the TCQ4 tensors of a plan into batches of consecutive inputs whose second moments fit into `memory` together.
+pub(super) fn batches(source: &Source, plan: &Conversion, memory: u64) -> Vec<Batch> {
     let mut batches: Vec<Batch> = Vec::new();
     let mut used = 0;
-    for group in found {
+    for group in groups_of(source, plan) {
         used += group.bytes();
         match batches.last_mut() {
             Some(batch) if used <= memory => batch.groups.push(group),

@@ -18,8 +18,8 @@ use super::units::{RowUnit, cut, in_order, run_all, run_some};
 use crate::calib::Statistics;
 use crate::error::{ConvertError, Error, Result};
 use crate::gguf::{Metadata, Plan, Sharding, Source, TensorInfo, Writer};
-use crate::quant::Transform;
 use crate::quant::rounding::Curvature;
+use crate::quant::{StepRecord, Transform};
 use crate::tcq::{Codec, Loss};
 use crate::util::progress::{Progress, Unit};
 
@@ -62,6 +62,9 @@ pub struct TensorLoss {
     /// The error of the layer's output, where codes were chosen by it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<OutputError>,
+    /// What each step did, in the order in which they were taken; filled by [`Converted::record_steps`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<StepRecord>,
 }
 
 /// What [`convert`] wrote.
@@ -302,6 +305,7 @@ fn losses(job: &Job<'_>, units: &[RowUnit], written: &[Written]) -> Vec<TensorLo
         error_rel: sum.relative(),
         weights: tensor.elements(),
         output: output.relative(),
+        steps: Vec::new(),
     };
     job.plan.tensors.iter().zip(sums).filter(|(tensor, _)| tensor.is_tcq4()).map(loss).collect()
 }

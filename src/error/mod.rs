@@ -12,6 +12,7 @@ mod gguf;
 mod llama;
 mod mixed;
 mod model;
+mod recipe;
 mod report;
 
 use std::io;
@@ -27,6 +28,7 @@ pub use gguf::GgufError;
 pub use llama::LlamaError;
 pub use mixed::MixedError;
 pub use model::ModelError;
+pub use recipe::RecipeError;
 pub use report::ReportError;
 
 /// The result of everything in this crate that can fail.
@@ -106,6 +108,9 @@ pub enum Error {
     /// Bits cannot be given out as asked.
     #[error(transparent)]
     Mixed(#[from] MixedError),
+    /// A recipe cannot be followed.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
     /// llama.cpp refused something.
     #[error(transparent)]
     Llama(#[from] LlamaError),
@@ -148,6 +153,7 @@ impl Error {
             Error::Analysis(error) => error.class(),
             Error::Export(error) => error.class(),
             Error::Mixed(error) => error.class(),
+            Error::Recipe(error) => error.class(),
             Error::Llama(error) => error.class(),
             Error::Report(_) => Class::Failed,
             Error::Usage { .. } => Class::Usage,
@@ -176,6 +182,7 @@ impl Error {
             Error::Analysis(error) => error.hint(),
             Error::Export(error) => error.hint(),
             Error::Mixed(error) => error.hint(),
+            Error::Recipe(error) => error.hint(),
             Error::Llama(error) => error.hint(),
             Error::Report(error) => error.hint(),
             Error::Usage { hint, .. } => hint.clone(),

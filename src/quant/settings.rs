@@ -2,18 +2,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use super::activation::Activations;
 use super::permute::Order;
+use super::step::Step;
 use crate::math::Permutation;
 use crate::tcq::Codec;
 
 /// What AWQ takes for the importance of a channel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Salience {
     /// E|x|.
     #[default]
+    #[serde(rename = "l1")]
     MeanAbs,
     /// `E[x²]`.
+    #[serde(rename = "l2")]
     MeanSq,
 }
 
@@ -45,7 +50,8 @@ pub enum Orders {
 }
 
 /// How orders are applied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Apply {
     /// By the runtime.
     #[default]
@@ -69,4 +75,11 @@ pub struct Settings {
     pub activations: Activations,
     /// The codec that the objective quantises with.
     pub codec: Codec,
+}
+
+impl Settings {
+    /// The steps on input groups, in the order in which they are taken.
+    pub(super) fn steps(&self) -> [&dyn Step; 2] {
+        [&self.scales, &self.orders]
+    }
 }

@@ -10,6 +10,7 @@ use super::outcome::{Applied, Grounds, GroupOutcome, Measured, ScaleOutcome};
 use super::permute::{Channels, Order, permutation, permutation_in_spans};
 use super::scale::{awq, closed_form, pooled};
 use super::settings::{Apply, Orders, Salience, Scales, Settings};
+use super::step::Needs;
 use crate::calib::{SampleRows, Statistics};
 use crate::error::Result;
 use crate::gguf::TensorInfo;
@@ -73,15 +74,14 @@ impl Ground<'_> {
             error: None,
         };
         let mut study = Study { evidence, scale: None, order: None, outcome };
-        let objective = if self.measures() { self.objective(group, &study.outcome.tensors)? } else { None };
-        self.choose_scale(group, objective.as_ref(), &mut study);
-        self.choose_order(group, objective.as_ref(), &mut study);
+        let steps = self.settings.steps();
+        let measures = steps.iter().any(|step| step.needs().covers(Needs::ROWS));
+        let objective = if measures { self.objective(group, &study.outcome.tensors)? } else { None };
+        let mut bench = Bench { ground: self, group, objective: objective.as_ref(), study: &mut study };
+        for step in steps {
+            step.prepare(&mut bench);
+        }
         Ok(study)
-    }
-
-    /// Whether any choice is made by measurement.
-    fn measures(&self) -> bool {
-        matches!(self.settings.scales, Scales::Awq { .. }) || self.settings.orders == Orders::Auto
     }
 
     /// Makes the objective of a group from its sample rows; nothing where there are none.
@@ -111,8 +111,8 @@ impl Ground<'_> {
     }
 
     /// Chooses the scale.
-    fn choose_scale(&self, group: &InputGroup, objective: Option<&Objective>, study: &mut Study) {
-        if self.settings.scales == Scales::None {
+    fn choose_scale(&self, scales: Scales, group: &InputGroup, objective: Option<&Objective>, study: &mut Study) {
+        if scales == Scales::None {
             return;
         }
         if let Some(reason) = group.producer.why_not_scaled() {
@@ -129,7 +129,7 @@ impl Ground<'_> {
             None => values.to_vec(),
             Some(shared) => pooled(values, shared, makers_of(shared)),
         };
-        let (scale, alpha, tried) = match (self.settings.scales, objective) {
+        let (scale, alpha, tried) = match (scales, objective) {
             (Scales::Awq { salience, steps }, Some(objective)) => {
                 let measured = study.evidence.mean_abs.as_deref().filter(|_| salience == Salience::MeanAbs);
                 let salience = pool(measured.unwrap_or(&channels.mean_sq));
@@ -170,8 +170,8 @@ impl Ground<'_> {
     }
 
     /// Chooses the order, unless the residual stream chooses it for the group.
-    fn choose_order(&self, group: &InputGroup, objective: Option<&Objective>, study: &mut Study) {
-        study.outcome.unordered = self.why_fixed(group).filter(|_| self.settings.orders != Orders::Fixed(Order::None));
+    fn choose_order(&self, orders: &Orders, group: &InputGroup, objective: Option<&Objective>, study: &mut Study) {
+        study.outcome.unordered = self.why_fixed(group).filter(|_| *orders != Orders::Fixed(Order::None));
         if study.outcome.unordered.is_some() || self.waits_for_stream(group) {
             return;
         }
@@ -179,7 +179,7 @@ impl Ground<'_> {
         let channels = scale
             .as_ref()
             .map_or_else(|| study.evidence.channels.clone(), |scale| study.evidence.channels.scaled(scale));
-        let chosen = match (&self.settings.orders, objective) {
+        let chosen = match (orders, objective) {
             (Orders::Given(_), _) => return,
             (Orders::Fixed(order), _) => *order,
             (Orders::Auto, None) => Order::Zigzag,
@@ -245,6 +245,26 @@ pub(super) fn sampled_weights(weights: Weights<'_>, tensor: &TensorInfo, matrix:
         (weights.read)(tensor, u64::from(matrix) * rows as u64 + row as u64, into)?;
     }
     Ok(values)
+}
+
+/// One input group on which steps are taken, one after the other.
+pub struct Bench<'a> {
+    ground: &'a Ground<'a>,
+    group: &'a InputGroup,
+    objective: Option<&'a Objective>,
+    study: &'a mut Study,
+}
+
+impl Bench<'_> {
+    /// Chooses the scale, and records it.
+    pub(super) fn choose_scale(&mut self, scales: Scales) {
+        self.ground.choose_scale(scales, self.group, self.objective, self.study);
+    }
+
+    /// Chooses the order for the scale that was chosen, and records it.
+    pub(super) fn choose_order(&mut self, orders: &Orders) {
+        self.ground.choose_order(orders, self.group, self.objective, self.study);
+    }
 }
 
 /// The first candidate whose error is the least, or within [`NOISE`] of it.

@@ -7,6 +7,8 @@ use std::iter::Sum;
 use std::ops::{Add, AddAssign};
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use super::arch::{Kernel, Lanes, dispatch};
 use super::block::{CHUNK, GROUPS, TILE_ROWS, Tile};
 use super::isa::{Isa, UnknownName};
@@ -18,7 +20,8 @@ use super::kernel::{default, parity};
 const _: () = assert!(GROUPS == TILE_ROWS, "the kernels use one constant where the other is meant");
 
 /// How scales and codes are chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Encoder {
     /// Byte for byte as llama.cpp-rrs does: symmetric, the largest magnitude of a group on ±7.
     Parity,

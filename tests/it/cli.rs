@@ -134,7 +134,8 @@ fn records_are_pure_json_and_complete() {
     fields("dequantize out.gguf plain.gguf --json", "dequantize", &["output", "tensors", "bytes"]);
     fields("perms -m MODEL -o perms.json --json", "perms", &["output", "permutations"]);
     fields("diff MODEL out.gguf --json", "diff", &["a", "b", "same", "metadata", "tensors", "same_tensors"]);
-    fields("quantize MODEL new.gguf --dry-run --json", "plan", &["plan", "bytes", "bits_per_weight"]);
+    let plan = ["plan", "bytes", "bits_per_weight", "recipe", "effort"];
+    fields("quantize MODEL new.gguf --dry-run --json", "plan", &plan);
     let summary = [
         "files",
         "version",
@@ -185,7 +186,11 @@ fn a_dry_run_names_every_tensor_and_writes_nothing() {
             };
             assert!(row.ends_with(reason), "{row}");
         }
-        assert!(text.contains("3.4 M weights: 6.5 MiB -> 1.9 MiB (4.792 bits a weight). Disk 1.9 MiB; memory about "));
+        assert!(
+            text.contains("3.4 M weights: 6.5 MiB -> 1.9 MiB (4.792 bits a weight). Disk 1.9 MiB\nMemory about ")
+                == (command.starts_with("quantize"))
+        );
+        assert!(text.contains("3.4 M weights: 6.5 MiB -> 1.9 MiB (4.792 bits a weight). Disk 1.9 MiB\n"), "{text}");
     }
     let record = dir.tcq4("convert MODEL -o out.gguf --dry-run --json").record("plan");
     let tensors = record["plan"]["tensors"].as_array().unwrap();

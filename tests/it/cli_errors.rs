@@ -367,7 +367,7 @@ fn wrong_usage() {
         ("quantize MODEL o --isa altivec", "error: invalid value 'altivec' for '--isa <ISA>'"),
         (
             "quantize MODEL o --scales awq",
-            "error: --scales needs statistics of the activations\nhint: pass --stats FILE",
+            "error: --scales awq needs channel statistics of the activations\nhint: pass --stats FILE",
         ),
         (
             "calibrate -m MODEL -o o --stats s",

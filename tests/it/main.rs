@@ -18,6 +18,8 @@ mod cli_export;
 mod cli_mixed;
 mod cli_outputs;
 #[cfg(feature = "llama")]
+mod cli_recipe;
+#[cfg(feature = "llama")]
 mod cli_rounding;
 mod convert;
 #[cfg(feature = "llama")]

@@ -5,28 +5,31 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::shared::{CalibrationArgs, PermsOutputArgs, ProductionArgs};
-use crate::cli::values::{FloatType, Margin, Preset, RoundingArg, Size};
+use crate::cli::values::{FloatType, Margin, PresetArg, RoundingArg, Size};
 
 /// How codes are chosen.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Rounding")]
 pub(crate) struct RoundingArgs {
-    /// How much work goes into the weights; sets what the options below and `-n` leave open
-    #[arg(long, value_enum, default_value_t = Preset::Balanced)]
-    pub(crate) preset: Preset,
+    /// How much work goes into the weights; decides what neither an option nor --recipe does [default: balanced]
+    #[arg(long, value_enum)]
+    pub(crate) preset: Option<PresetArg>,
     /// How codes are chosen [default: gptq with `--preset best`, nearest otherwise]
     #[arg(long, value_enum)]
     pub(crate) rounding: Option<RoundingArg>,
-    /// What is added to the diagonal of a second moment, as a share of its mean; ten times more where that is not enough
-    #[arg(long, value_name = "SHARE", default_value = "0.01")]
-    pub(crate) damp: Margin,
-    /// Round the columns in their order, not those with the largest second moments first
-    #[arg(long)]
+    /// What is added to the diagonal of a second moment, as a share of its mean; ten times more where that is not enough [default: 0.01]
+    #[arg(long, value_name = "SHARE")]
+    pub(crate) damp: Option<Margin>,
+    /// Round the columns with the largest second moments first (the default)
+    #[arg(long, overrides_with = "no_act_order")]
+    pub(crate) act_order: bool,
+    /// Round the columns in their order
+    #[arg(long, overrides_with = "act_order")]
     pub(crate) no_act_order: bool,
-    /// Rounds of refitting scales and moving single codes after GPTQ
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=100))]
-    pub(crate) refine: u32,
-    /// Memory for second moments [default: 4G]; with less the text runs more often, and the result is the same
+    /// Rounds of refitting scales and moving single codes after GPTQ [default: 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub(crate) refine: Option<u32>,
+    /// Memory for second moments [default: 4GiB]; with less the text runs more often, and the result is the same
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory: Option<Size>,
 }
@@ -37,8 +40,8 @@ pub(crate) struct ConvertArgs {
     /// The F16, BF16 or F32 model; of a sharded one, any shard
     pub(crate) model: PathBuf,
     /// The file to write
-    #[arg(short, long, value_name = "FILE")]
-    pub(crate) output: PathBuf,
+    #[arg(short, long, value_name = "FILE", required_unless_present = "print_recipe")]
+    pub(crate) output: Option<PathBuf>,
     /// Keep the calibration statistics in this file
     #[arg(long, value_name = "FILE")]
     pub(crate) stats: Option<PathBuf>,
@@ -87,16 +90,16 @@ pub(crate) struct QuantizeArgs {
     /// The F16, BF16 or F32 model; of a sharded one, any shard
     pub(crate) model: PathBuf,
     /// The file to write
-    pub(crate) output: PathBuf,
+    #[arg(required_unless_present = "print_recipe")]
+    pub(crate) output: Option<PathBuf>,
     /// Statistics of `tcq4 calibrate --stats` or `llama-imatrix`
     #[arg(long, value_name = "FILE")]
     pub(crate) stats: Option<PathBuf>,
     /// Permutations of `tcq4 calibrate` or `tcq4 perms`
     #[arg(long, value_name = "FILE", conflicts_with = "order")]
     pub(crate) perms: Option<PathBuf>,
-    /// How codes are chosen; `greedy` needs --stats, and gptq is an option of `convert`
-    #[arg(long, value_enum, default_value_t = RoundingArg::Nearest)]
-    pub(crate) rounding: RoundingArg,
+    #[command(flatten)]
+    pub(crate) rounding: RoundingArgs,
     #[command(flatten)]
     pub(crate) production: ProductionArgs,
 }

@@ -70,27 +70,31 @@ pub(crate) struct StoreArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Method")]
 pub(crate) struct MethodArgs {
-    /// Order of the channels: how they are dealt over the 256-column chunks
+    /// Recipe (TOML, its keys are these options without dashes before them); options given here replace what it says
+    #[arg(long, value_name = "FILE")]
+    pub(crate) recipe: Option<PathBuf>,
+    /// Order of the channels: how they are dealt over the 256-column chunks [default: zigzag; none without statistics]
     #[arg(long, value_enum)]
     pub(crate) order: Option<OrderArg>,
-    /// Channel scales, folded into the tensors that produce the activations
+    /// Channel scales, folded into the tensors that produce the activations [default: closed-form; none without statistics]
     #[arg(long, value_enum)]
     pub(crate) scales: Option<ScalesArg>,
-    /// What AWQ calls salient: E|x| or E[x²]
-    #[arg(long, value_enum, default_value_t = SalienceArg::L2)]
-    pub(crate) salience: SalienceArg,
-    /// Steps of AWQ's grid over α
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub(crate) alpha_grid: u32,
-    /// Whether permutations are applied at run time or folded into neighbouring weights
-    #[arg(long, value_enum, default_value_t = ApplyArg::Runtime)]
-    pub(crate) perm_apply: ApplyArg,
-    /// Activation quantiser of the run time that `--order auto` and `--scales awq` assume: none, int8, int4, int4-group32, int4-fork
-    #[arg(long, value_name = "PATH", default_value_t = Activations::Int8)]
-    pub(crate) activations: Activations,
+    /// What AWQ calls salient: E|x| or E[x²] [default: l2]
+    #[arg(long, value_enum)]
+    pub(crate) salience: Option<SalienceArg>,
+    /// Steps of AWQ's grid over α [default: 20]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) alpha_grid: Option<u32>,
+    /// Whether permutations are applied at run time or folded into neighbouring weights [default: runtime]
+    #[arg(long, value_enum)]
+    pub(crate) perm_apply: Option<ApplyArg>,
+    /// Activation quantiser of the run time that `--order auto` and `--scales awq` assume: none, int8, int4, int4-group32, int4-fork [default: int8]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) activations: Option<Activations>,
     /// Tile encoder, default or parity: `parity` writes the bytes of the llama.cpp-rrs quantiser, `default` never has a larger error
-    #[arg(long, default_value_t = Encoder::Default)]
-    pub(crate) encoder: Encoder,
+    /// [default: default]
+    #[arg(long)]
+    pub(crate) encoder: Option<Encoder>,
 }
 
 /// Which tensor becomes what.
@@ -123,6 +127,7 @@ pub(crate) struct TypeArgs {
 /// How the output is written.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Output")]
+#[expect(clippy::struct_excessive_bools, reason = "flags")]
 pub(crate) struct OutputArgs {
     /// Replace an existing output
     #[arg(short, long)]
@@ -130,6 +135,12 @@ pub(crate) struct OutputArgs {
     /// Show the plan, tensor by tensor, and write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// With --dry-run: encode a sample and run one chunk of text, to say how long the work takes on this machine
+    #[arg(long, requires = "dry_run")]
+    pub(crate) timed: bool,
+    /// Print the recipe that would be followed, as TOML for --recipe, and do nothing else
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(crate) print_recipe: bool,
     /// Write as many shards as the source has
     #[arg(long, conflicts_with = "split_max_size")]
     pub(crate) keep_split: bool,

@@ -8,12 +8,14 @@ use crate::analysis::record::ExpertRow;
 use crate::analysis::{Choice, Job, Options, analyze};
 use crate::calib::Statistics;
 use crate::cli::args::{AnalyzeArgs, LookArgs};
-use crate::cli::{Outcome, Session, data, settings};
+use crate::cli::settings::{self, Setting};
+use crate::cli::{Outcome, Session, data};
 use crate::convert::{Conversion, PlanSettings};
 use crate::corpus::SourceSpec;
 use crate::error::{AnalysisError, Error, Result};
 use crate::gguf::Source;
-use crate::model::Arch;
+use crate::quant::recipe::RoundingRule;
+use crate::quant::{Needs, Recipe};
 
 /// Layers that the message about starved experts names.
 const NAMED: usize = 5;
@@ -33,9 +35,14 @@ pub(in crate::cli) fn run(session: &Session, args: &AnalyzeArgs) -> Outcome {
     if let Some(path) = &args.output {
         analyze_output::check(path, args.force, &inputs)?;
     }
-    let statistics = evidence(session, &source, args, &specs)?;
-    let codec = session.codec(args.method.encoder)?;
-    let settings = settings::method_settings(&args.method, &plan, statistics.is_some(), None, codec)?;
+    let has_statistics = args.stats.is_some() || !specs.is_empty();
+    let setting = Setting::of(&source, has_statistics);
+    let recipe = settings::recipe(&args.method, None, args.calibration.samples, setting)?;
+    if !has_statistics {
+        settings::check_needs(&Recipe { rounding: RoundingRule::Nearest, ..recipe.clone() }, Needs::NOTHING)?;
+    }
+    let statistics = evidence(session, &source, args, (&specs, recipe.samples))?;
+    let settings = recipe.settings(settings::targets(&plan), None, session.codec(recipe.encoder)?);
     let job = Job {
         source: &source,
         plan: &plan,
@@ -58,7 +65,7 @@ fn evidence(
     session: &Session,
     source: &Source,
     args: &AnalyzeArgs,
-    specs: &[SourceSpec],
+    (specs, samples): (&[SourceSpec], u32),
 ) -> Result<Option<Statistics>> {
     let threshold = args.look.min_expert_tokens.is_some() || args.look.min_expert_share.is_some();
     match &args.stats {
@@ -69,8 +76,6 @@ fn evidence(
         }),
         None if args.calibration.calibration.is_empty() => Ok(None),
         None => {
-            let experts = Arch::from_metadata(source.metadata()).experts > 0;
-            let samples = if experts { statistics::MANY_SAMPLES } else { statistics::FEW_SAMPLES };
             let keep = statistics::Keep::in_memory();
             statistics::measure(session, source, &args.calibration, specs, samples, &keep).map(Some)
         }

@@ -9,6 +9,7 @@ use super::statistics::{self, Keep};
 use crate::cli::args::CalibrateArgs;
 use crate::cli::{Outcome, Session, data, settings};
 use crate::gguf::Source;
+use crate::quant::recipe::MANY_SAMPLES;
 use crate::util::atomic_file::check_target;
 use crate::util::progress::Progress;
 
@@ -27,7 +28,7 @@ pub(in crate::cli) fn run(session: &Session, args: &CalibrateArgs) -> Outcome {
         None
     } else {
         let keep = Keep::beside(&args.perms.output, args.resume);
-        Some((statistics::measure(session, &source, &args.calibration, &specs, statistics::MANY_SAMPLES, &keep)?, keep))
+        Some((statistics::measure(session, &source, &args.calibration, &specs, MANY_SAMPLES, &keep)?, keep))
     };
     if let (Some(path), Some((statistics, _))) = (&args.stats, &statistics) {
         statistics::save(path, statistics, args.perms.force, &source)?;

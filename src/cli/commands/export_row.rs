@@ -9,7 +9,7 @@ use serde_json::json;
 use super::export::write_json;
 use super::statistics;
 use crate::cli::args::RowArgs;
-use crate::cli::settings::method_settings;
+use crate::cli::settings::{self, Setting};
 use crate::cli::{Outcome, Session};
 use crate::convert::{Conversion, PlanSettings, read_rows};
 use crate::error::{Error, ExportError, Result};
@@ -93,8 +93,8 @@ fn tensor<'s>(source: &'s Source, name: &str) -> Result<&'s TensorInfo> {
 /// The settings of a conversion, for the input of one tensor only.
 fn settings(session: &Session, args: &RowArgs, source: &Source, tensor: &str) -> Result<Settings> {
     let plan = Conversion::new(source, &PlanSettings { allow_requantize: true, ..PlanSettings::default() })?;
-    let codec = session.codec(args.method.encoder)?;
-    let mut settings = method_settings(&args.method, &plan, true, None, codec)?;
+    let recipe = settings::recipe(&args.method, None, None, Setting::of(source, true))?;
+    let mut settings = recipe.settings(settings::targets(&plan), None, session.codec(recipe.encoder)?);
     let shapes = source.tensors().iter().map(|tensor| Shape { name: &tensor.name, dims: &tensor.dims });
     let all = groups(shapes, &Arch::from_metadata(source.metadata()));
     let readers: BTreeSet<String> = all

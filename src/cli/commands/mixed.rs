@@ -40,6 +40,8 @@ pub(super) struct Mixed<'a> {
     pub(super) statistics: Option<&'a Statistics>,
     pub(super) transforms: &'a BTreeMap<String, Transform>,
     pub(super) codec: Codec,
+    /// The activation path of the run time.
+    pub(super) activations: Activations,
     pub(super) args: &'a ProductionArgs,
     /// How rows of the model are read.
     pub(super) read: &'a ReadRows<'a>,
@@ -54,7 +56,7 @@ pub(super) struct Mixed<'a> {
 }
 
 /// Refuses options that do not go together.
-pub(super) fn check(args: &ProductionArgs) -> Result<()> {
+pub(super) fn check(args: &ProductionArgs, activations: Activations) -> Result<()> {
     let usage = |message: &str, hint: &str| Err(Error::Usage { message: message.into(), hint: Some(hint.into()) });
     if args.mixed.sensitivities.is_some() && !args.mixed.any() {
         return usage("--sensitivities is for --target-bpw and --act-aware", "leave it out, or pass one of them");
@@ -62,7 +64,7 @@ pub(super) fn check(args: &ProductionArgs) -> Result<()> {
     if args.mixed.act_aware.is_none() {
         return Ok(());
     }
-    if matches!(args.method.activations, Activations::None | Activations::Int8) {
+    if matches!(activations, Activations::None | Activations::Int8) {
         let hint = "pass the path of your run time: --activations int4-group32, int4 or int4-fork";
         return usage("--act-aware is about INT4 activations, and --activations says there are none", hint);
     }
@@ -223,7 +225,7 @@ impl Mixed<'_> {
         cache: &mut Sensitivities,
     ) -> Result<Option<ActAware>> {
         let Some(share) = self.options().act_aware else { return Ok(None) };
-        let path = self.args.method.activations;
+        let path = self.activations;
         let mut losses = self.kept_or(&mut cache.inputs, "inputs", || self.measured_losses(groups, path))?;
         let tcq4: BTreeSet<&str> = plan.tensors.iter().filter(|t| t.is_tcq4()).map(|t| t.name.as_str()).collect();
         for loss in &mut losses {

@@ -10,6 +10,7 @@ pub(super) mod convert;
 pub(super) mod datasets;
 pub(super) mod dequantize;
 pub(super) mod diff;
+mod effort;
 pub(super) mod eval;
 mod eval_text;
 pub(super) mod export;

@@ -11,7 +11,8 @@ use crate::cli::{Outcome, Session};
 use crate::convert::{Conversion, PlanSettings, read_rows};
 use crate::error::Result;
 use crate::gguf::Source;
-use crate::quant::{Activations, Apply, Order, Orders, Scales, Settings, prepare};
+use crate::quant::recipe::OrderRule;
+use crate::quant::{Activations, Apply, Scales, Settings, prepare};
 use crate::tcq::Encoder;
 use crate::util::atomic_file::check_target;
 use crate::util::progress::Progress;
@@ -49,7 +50,7 @@ pub(super) fn make(session: &Session, request: &Request<'_>) -> Result<usize> {
         &Settings {
             targets: targets(source)?,
             scales: Scales::None,
-            orders: request.output.order.map_or(Orders::Fixed(Order::Zigzag), Orders::from),
+            orders: request.output.order.map_or(OrderRule::Zigzag, OrderRule::from).into(),
             apply: Apply::Runtime,
             activations: Activations::Int8,
             codec: session.codec(Encoder::Parity)?,

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::effort::Effort;
 use crate::cli::table::{Table, count};
-use crate::convert::{Conversion, PlannedTensor, compensation_cost, working_memory};
+use crate::convert::{Conversion, PlannedTensor};
 use crate::gguf::Source;
 use crate::util::units::Bytes;
 
@@ -11,7 +12,7 @@ use crate::util::units::Bytes;
 type Kind = (usize, String, String, String, String);
 
 /// Every tensor, then the sums and what the work needs.
-pub(super) fn full(source: &Source, plan: &Conversion, moments: Option<u64>) -> String {
+pub(super) fn full(source: &Source, plan: &Conversion, effort: &Effort) -> String {
     let mut table = Table::new(&["tensor", ">shape", "from", "to", ">bits", ">bytes", "reason"]);
     for tensor in &plan.tensors {
         let shape = tensor.dims.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
@@ -27,11 +28,11 @@ pub(super) fn full(source: &Source, plan: &Conversion, moments: Option<u64>) -> 
             tensor.reason.to_string(),
         ]);
     }
-    format!("{}\n\n{}", table.render(), totals(source, plan, moments))
+    format!("{}\n\n{}", table.render(), totals(source, plan, effort))
 }
 
 /// One line for all tensors whose names differ only in the number of their block, then the sums.
-pub(super) fn summary(source: &Source, plan: &Conversion, moments: Option<u64>) -> String {
+pub(super) fn summary(source: &Source, plan: &Conversion, effort: &Effort) -> String {
     let mut kinds: BTreeMap<Kind, (u64, u64, u64)> = BTreeMap::new();
     let mut order: Vec<String> = Vec::new();
     for tensor in &plan.tensors {
@@ -49,7 +50,7 @@ pub(super) fn summary(source: &Source, plan: &Conversion, moments: Option<u64>) 
         let bits = bytes as f64 * 8.0 / elements.max(1) as f64;
         table.row([name, tensors.to_string(), from, to, format!("{bits:.3}"), Bytes(bytes).to_string(), reason]);
     }
-    format!("{}\n\n{}", table.render(), totals(source, plan, moments))
+    format!("{}\n\n{}", table.render(), totals(source, plan, effort))
 }
 
 /// The name with the block's number left open.
@@ -62,28 +63,16 @@ fn kind(tensor: &PlannedTensor) -> String {
     number.map_or_else(|| tensor.name.clone(), |(_, rest)| format!("blk.*.{rest}"))
 }
 
-fn times(count: usize) -> String {
-    if count == 1 { "once".to_owned() } else { format!("{count} times") }
-}
-
-fn totals(source: &Source, plan: &Conversion, moments: Option<u64>) -> String {
+fn totals(source: &Source, plan: &Conversion, effort: &Effort) -> String {
     let mut text = format!(
-        "{} weights: {} -> {} ({:.3} bits a weight). Disk {}; memory about {}",
+        "{} weights: {} -> {} ({:.3} bits a weight). Disk {}\n{}",
         count(plan.elements()),
         Bytes(source.total_bytes()),
         Bytes(plan.bytes()),
         plan.bits(),
         Bytes(plan.bytes()),
-        Bytes(working_memory(plan)),
+        effort.lines(),
     );
-    if let Some(memory) = moments {
-        let (runs, bytes) = compensation_cost(source, plan, memory);
-        text += &format!(
-            "\nGPTQ: second moments take about {} of memory, and the text runs {} more",
-            Bytes(bytes),
-            times(runs)
-        );
-    }
     let substitutions = plan.substitutions().count();
     if substitutions > 0 {
         let extra = plan.substitution_bytes();

@@ -8,19 +8,22 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::json;
 
+use super::effort::{Effort, TextPasses, Times};
 use super::mixed::{self, Choices, Mixed};
 use super::{mixed_losses, plan_text};
 use crate::calib::Statistics;
 use crate::cli::args::ProductionArgs;
 use crate::cli::{Outcome, Session, settings};
 use crate::convert::{
-    CalibrationValue, Codes, Compensation, Conversion, Converted, Job, Measure, OutputError, Provenance, TensorLoss,
-    convert, output_metadata,
+    CalibrationValue, Codes, Compensation, Conversion, Converted, Job, Measure, OutputError, Provenance, SecondMoments,
+    TensorLoss, convert, output_metadata,
 };
 use crate::error::{Class, ConvertError, Result};
 use crate::gguf::{Plan, Source};
 use crate::math::Permutation;
-use crate::quant::{ActAware, Prepared, TypeChoices, prepare};
+use crate::quant::recipe::RoundingRule;
+use crate::quant::step::Kind;
+use crate::quant::{ActAware, Prepared, Recipe, StepRecord, TypeChoices, prepare};
 use crate::util::atomic_file::check_target;
 use crate::util::progress::Progress;
 use crate::util::units::{Bytes, Elapsed};
@@ -33,17 +36,8 @@ pub(super) struct Production<'a> {
     pub(super) args: &'a ProductionArgs,
     /// Files read besides the model, which no output may replace.
     pub(super) inputs: &'a [PathBuf],
-    /// What second moments may take, where codes are chosen by them.
-    pub(super) moments: Option<u64>,
-}
-
-/// How codes are chosen; what by is in the evidence.
-#[derive(Default)]
-pub(super) enum Choice<'a> {
-    #[default]
-    Nearest,
-    Greedy,
-    Gptq(Compensation<'a>),
+    /// How weights are prepared and rounded.
+    pub(super) recipe: &'a Recipe,
 }
 
 /// What is known about the model's activations.
@@ -53,8 +47,8 @@ pub(super) struct Evidence<'a> {
     /// Where the statistics lie, if in a file.
     pub(super) statistics_file: Option<String>,
     pub(super) orders: Option<BTreeMap<String, Permutation>>,
-    /// How codes are chosen.
-    pub(super) choice: Choice<'a>,
+    /// Where second moments come from.
+    pub(super) moments: Option<&'a dyn SecondMoments>,
     /// The model with its text, where it can be run.
     pub(super) run: Option<&'a super::statistics::Run<'a>>,
 }
@@ -76,28 +70,38 @@ struct Record<'a> {
 }
 
 impl Production<'_> {
-    /// Plans, shows the plan, and refuses what can be refused before any work. `None` if only the plan was wanted.
-    pub(super) fn plan(&self) -> Result<Option<Conversion>> {
-        mixed::check(self.args)?;
+    /// Plans, shows the plan with what it takes, and refuses what can be refused before any work. `None` if only the plan was wanted. `text` is
+    /// what will run through the model; `time` is asked for the times only if they are wanted.
+    pub(super) fn plan(
+        &self,
+        text: Option<TextPasses>,
+        time: impl FnOnce(&Conversion) -> Result<Times>,
+    ) -> Result<Option<Conversion>> {
+        mixed::check(self.args, self.recipe.activations)?;
         let plan = Conversion::new(self.source, &settings::plan_settings(&self.args.types))?;
         mixed::check_plan(self.args, self.source, self.output, &plan)?;
+        let mut effort = Effort::new(self.source, &plan, self.recipe, text);
         if self.args.out.dry_run {
+            if self.args.out.timed {
+                effort.times = Some(time(&plan)?);
+            }
             let kept = mixed::kept_types(self.args, self.source, self.output, &plan)?;
             let plan = kept.as_ref().map_or(Cow::Borrowed(&plan), |kept| Cow::Owned(kept.plan(self.source, &plan)));
-            self.session.printer.text(&plan_text::full(self.source, &plan, self.moments));
+            self.session.printer.text(&plan_text::full(self.source, &plan, &effort));
             if let Some(kept) = &kept {
                 self.session.printer.text(&kept.text());
             } else if self.args.mixed.target_bpw.is_some() {
-                self.session
-                    .progress
-                    .note("types for --target-bpw are chosen after calibration: no sensitivities are kept yet");
+                let note = "types for --target-bpw are chosen after calibration: no sensitivities are kept yet";
+                self.session.progress.note(note);
             }
             let types = kept.as_ref().map(|kept| &kept.chosen);
             let (bytes, bits) = (plan.bytes(), plan.bits());
-            let record = json!({ "plan": plan, "types": types, "bytes": bytes, "bits_per_weight": bits });
+            let record = json!({
+                "plan": plan, "bytes": bytes, "bits_per_weight": bits, "types": types, "recipe": self.recipe, "effort": effort
+            });
             self.session.printer.record("plan", record);
         } else {
-            self.session.printer.text(&plan_text::summary(self.source, &plan, self.moments));
+            self.session.printer.text(&plan_text::summary(self.source, &plan, &effort));
         }
         if self.args.types.strict {
             refuse_substitutions(self.source, &plan)?;
@@ -126,45 +130,54 @@ impl Production<'_> {
     /// Prepares, encodes and writes.
     pub(super) fn finish(&self, plan: &Conversion, evidence: Evidence<'_>) -> Outcome {
         let started = Instant::now();
-        let codec = self.session.codec(self.args.method.encoder)?;
+        let recipe = self.recipe;
+        let codec = self.session.codec(recipe.encoder)?;
         let calibration = calibration_keys(&evidence);
         let statistics = evidence.statistics.as_ref();
-        let settings =
-            settings::method_settings(&self.args.method, plan, statistics.is_some(), evidence.orders.clone(), codec)?;
+        let orders_given = evidence.orders.is_some();
+        let settings = recipe.settings(settings::targets(plan), evidence.orders, codec);
         let read = |tensor: &_, first, out: &mut [f32]| crate::convert::read_rows(self.source, tensor, first, out);
         let prepared = prepare(self.source, &read, statistics, &settings, &self.session.progress)?;
         for notice in &prepared.notices {
             self.session.progress.note(notice);
         }
-        let codes = match (evidence.choice, statistics) {
-            (Choice::Gptq(compensation), _) => Codes::Gptq(compensation),
-            (Choice::Greedy, Some(statistics)) => Codes::Greedy(statistics),
-            (Choice::Nearest | Choice::Greedy, _) => Codes::Nearest,
+        let codes = match (recipe.rounding, statistics, evidence.moments) {
+            (RoundingRule::Gptq, _, Some(moments)) => Codes::Gptq(Compensation {
+                moments,
+                rounding: recipe.moves(),
+                damp: recipe.damp,
+                act_order: recipe.act_order,
+                memory: recipe.memory.0,
+            }),
+            (RoundingRule::Greedy, Some(statistics), _) => Codes::Greedy(statistics),
+            _ => Codes::Nearest,
         };
-        let recipe = settings::recipe(&settings, &codes);
+        let record = recipe.to_record(orders_given).to_string();
         let mixed = Mixed {
             session: self.session,
             source: self.source,
             statistics,
             transforms: &prepared.transforms,
             codec,
+            activations: recipe.activations,
             args: self.args,
             read: &read,
             output: self.output,
-            recipe: recipe.clone(),
+            recipe: record.clone(),
             rounding: if matches!(codes, Codes::Gptq(_)) { mixed_losses::GPTQ } else { 1.0 },
             run: evidence.run,
         };
         let Choices { plan, types, act_aware } = mixed.choose(plan, &prepared.groups)?;
         let plan = plan.as_ref();
-        let provenance = Provenance { encoder: self.args.method.encoder, recipe, calibration };
+        let provenance = Provenance { encoder: recipe.encoder, recipe: record, calibration };
         let mut metadata = output_metadata(self.source, plan, &prepared.transforms, &provenance);
         if let Some(chosen) = &act_aware {
             mixed::marks(chosen).write(&mut metadata);
         }
         let job = Job { source: self.source, plan, transforms: &prepared.transforms, codec, codes, metadata };
         let target = settings::target(self.output, &self.args.out, self.source);
-        let converted = convert(&job, &target, &self.session.progress)?;
+        let mut converted = convert(&job, &target, &self.session.progress)?;
+        converted.record_steps(&prepared, recipe, orders_given, statistics.is_some());
         let seconds = started.elapsed();
         let bits = plan.bits();
         self.session.printer.text(&done(&converted, bits, Elapsed(seconds)));
@@ -179,9 +192,15 @@ impl Production<'_> {
             text: statistics.and_then(super::statistics::composition),
         };
         self.session.printer.record("convert", record);
-        let fell_back = prepared.groups.iter().any(|g| g.unscaled.is_some() || g.unordered.is_some());
+        let fell_back = converted.losses.iter().flat_map(|loss| &loss.steps).any(StepRecord::fell_back);
         Ok(if self.args.types.strict && fell_back { Class::Strict.code() } else { 0 })
     }
+}
+
+/// Prints a recipe as TOML that `--recipe` reads.
+pub(super) fn print_recipe(session: &Session, recipe: &Recipe) {
+    session.printer.text(recipe.to_toml().trim_end());
+    session.printer.record("recipe", json!({ "recipe": recipe }));
 }
 
 fn refuse_substitutions(source: &Source, plan: &Conversion) -> Result<()> {
@@ -229,11 +248,28 @@ fn done(converted: &Converted, bits: f64, elapsed: Elapsed) -> String {
         format!(", at most {:.3} % ({name})", error_rel * 100.0)
     });
     let text = format!(
-        "{written}\nTCQ4 tensors: {}, relative squared error of the weights {:.3} %{worst}",
+        "{written}\n{}TCQ4 tensors: {}, relative squared error of the weights {:.3} %{worst}",
+        fallbacks(&converted.losses),
         converted.losses.len(),
         error * 100.0,
     );
     text + &output_errors(&converted.losses)
+}
+
+/// A line for each fallback and its reason, with the number of tensors.
+fn fallbacks(losses: &[TensorLoss]) -> String {
+    let mut counts: BTreeMap<(Kind, &str, &str, &str), usize> = BTreeMap::new();
+    for step in losses.iter().flat_map(|loss| &loss.steps) {
+        if let Some(because) = &step.fallback {
+            *counts.entry((step.step, step.asked, step.done, because)).or_default() += 1;
+        }
+    }
+    let line = |((kind, asked, done, because), count): ((Kind, &str, &str, &str), usize)| {
+        let what = kind.option().unwrap_or_default().trim_start_matches('-');
+        let instead = if asked == done { asked.to_owned() } else { format!("{done} instead of {asked}") };
+        format!("{what} {instead} for {count} tensors: {because}\n")
+    };
+    counts.into_iter().map(line).collect()
 }
 
 /// The mean error of the outputs, where codes were chosen by it.
@@ -249,7 +285,7 @@ fn output_errors(losses: &[TensorLoss]) -> String {
     let mean = |of: fn(&OutputError) -> f64| 100.0 * found.iter().map(of).sum::<f64>() / found.len() as f64;
     let rest = match losses.len() - found.len() {
         0 => String::new(),
-        n => format!("; {n} tensors whose inputs were not seen took the nearest codes"),
+        n => format!("; {n} tensors took the nearest codes"),
     };
     let (nearest, chosen) = (mean(|e| e.nearest), mean(|e| e.compensated));
     format!(

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use crate::calib::run::{COMPOSITION_NOTE, forget_checkpoint};
 use crate::calib::{CalibrationOptions, Hessian, Statistics, calibrate, second_moments, store};
@@ -16,17 +17,12 @@ use crate::error::Result;
 use crate::eval::{Estimate, Simulation, probe};
 use crate::gguf::Source;
 use crate::llama::{Model, ModelOptions};
-use crate::util::progress::Progress;
+use crate::util::progress::{Progress, Unit};
 
 /// The calibration text that ships with the binary: public domain, see fixtures/README.md.
 const DEFAULT_TEXT: &str = include_str!("../../../fixtures/text/calibration.txt");
 /// What it is called in files.
 const DEFAULT_NAME: &str = "tcq4 default calibration text";
-
-/// Chunks of a calibration for its own sake, and of models with experts, each of which sees only a part of the text.
-pub(super) const MANY_SAMPLES: u32 = 128;
-/// Chunks that `convert` uses for a dense model: four times as many changed nothing (KL divergence .065 and .066 on SmolLM2).
-pub(super) const FEW_SAMPLES: u32 = 32;
 
 /// Whether an interrupted run keeps what it has.
 pub(super) struct Keep {
@@ -94,6 +90,25 @@ impl<'a> Run<'a> {
         Ok(Self { session, fingerprint: store::fingerprint(source), corpus, model, options })
     }
 
+    /// Keeps no sample rows.
+    pub(super) fn without_rows(mut self) -> Self {
+        self.options.rows = 0;
+        self
+    }
+
+    /// Seconds of one pass of the text: what it begins with, and every chunk. Measures channel statistics, or second moments of `weights`.
+    pub(super) fn time(&self, weights: Option<&BTreeSet<String>>) -> Result<(f64, f64)> {
+        let watch = Stopwatch { progress: &self.session.progress, phase: Mutex::default() };
+        let options = CalibrationOptions { samples: 1, rows: 0, checkpoint: None, ..self.options.clone() };
+        let started = Instant::now();
+        match weights {
+            None => drop(calibrate(&self.model, &self.corpus, &self.fingerprint, &options, &watch)?),
+            Some(weights) => drop(second_moments(&self.model, &self.corpus, &options, weights, &watch)?),
+        }
+        let chunk = watch.phase.lock().map_or(0.0, |phase| phase.1.as_secs_f64());
+        Ok(((started.elapsed().as_secs_f64() - chunk).max(0.0), chunk))
+    }
+
     /// Measures the statistics. What comes of them is the same whether they take the way through a file or not.
     pub(super) fn statistics(&self) -> Result<Statistics> {
         let progress = &self.session.progress;
@@ -114,6 +129,34 @@ impl Run<'_> {
         chosen.extend((0..missing).map(|i| seen[i * seen.len() / missing]));
         let tokens: Vec<Vec<i32>> = chosen.into_iter().map(|chunk| chunks.get(chunk)).collect();
         probe(&self.model, &tokens, probes, self.options.threads, &self.session.progress)
+    }
+}
+
+/// A listener that only measures how long the last phase took.
+struct Stopwatch<'a> {
+    progress: &'a dyn Progress,
+    phase: Mutex<(Option<Instant>, Duration)>,
+}
+
+impl Progress for Stopwatch<'_> {
+    fn begin(&self, _label: &str, _total: u64, _unit: Unit) {
+        if let Ok(mut phase) = self.phase.lock() {
+            phase.0 = Some(Instant::now());
+        }
+    }
+
+    fn advance(&self, _amount: u64) {}
+
+    fn end(&self) {
+        if let Ok(mut phase) = self.phase.lock() {
+            phase.1 = phase.0.map_or(Duration::ZERO, |begun| begun.elapsed());
+        }
+    }
+
+    fn note(&self, _message: &str) {}
+
+    fn interrupted(&self) -> bool {
+        self.progress.interrupted()
     }
 }
 

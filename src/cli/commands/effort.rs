@@ -1,0 +1,108 @@
+//! What a conversion will take: what is measured, how often the text runs, memory, and, where a sample was timed, time.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::convert::{Conversion, EncodingTime, compensation_cost, working_memory};
+use crate::gguf::Source;
+use crate::quant::{Needs, Recipe};
+use crate::util::units::{Bytes, Elapsed};
+
+/// The text that will run through the model.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct TextPasses {
+    /// Whether one pass measures channel statistics.
+    pub(super) statistics: bool,
+    /// Chunks of a pass, at most.
+    pub(super) chunks: u32,
+    /// Tokens of a chunk.
+    pub(super) ctx: u32,
+}
+
+/// Seconds that were extrapolated from samples.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct Times {
+    /// Loading the model and all passes of the text.
+    pub(super) text_seconds: f64,
+    #[serde(flatten)]
+    pub(super) encoding: EncodingTime,
+}
+
+/// Bytes at the peak, by what holds them.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Memory {
+    weights_mapped: u64,
+    second_moments: u64,
+    work: u64,
+}
+
+/// All of it.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Effort {
+    measures: Needs,
+    passes: usize,
+    chunks: u32,
+    ctx: u32,
+    memory: Memory,
+    pub(super) times: Option<Times>,
+}
+
+impl Effort {
+    /// What following `recipe` takes; `text` is `None` where no text runs.
+    pub(super) fn new(source: &Source, plan: &Conversion, recipe: &Recipe, text: Option<TextPasses>) -> Self {
+        let gptq = recipe.needs().covers(Needs::SECOND_MOMENTS);
+        let (runs, second_moments) = if gptq { compensation_cost(source, plan, recipe.memory.0) } else { (0, 0) };
+        Self {
+            measures: if text.is_some() { recipe.needs() } else { Needs::NOTHING },
+            passes: text.map_or(0, |text| usize::from(text.statistics) + runs),
+            chunks: text.map_or(0, |text| text.chunks),
+            ctx: text.map_or(0, |text| text.ctx),
+            memory: Memory { weights_mapped: source.total_bytes(), second_moments, work: working_memory(plan) },
+            times: None,
+        }
+    }
+
+    /// The lines below the sums of the plan.
+    pub(super) fn lines(&self) -> String {
+        let Memory { weights_mapped, second_moments, work } = self.memory;
+        let mut text = String::new();
+        if self.passes > 0 {
+            let passes = if self.passes == 1 { "once".to_owned() } else { format!("{} times", self.passes) };
+            text += &format!(
+                "Measured: {}. The text runs {passes}: at most {} chunks of {} tokens\n",
+                self.measures, self.chunks, self.ctx
+            );
+        }
+        let moments =
+            if second_moments > 0 { format!(" + {} second moments", Bytes(second_moments)) } else { String::new() };
+        let other = if self.passes > 0 { "; llama.cpp's buffers and the statistics come on top" } else { "" };
+        text += &format!(
+            "Memory about {}: {} work{moments} + {} weights, mapped{other}",
+            Bytes(weights_mapped + second_moments + work),
+            Bytes(work),
+            Bytes(weights_mapped),
+        );
+        if let Some(times) = &self.times {
+            text += &format!("\n{}", times.line());
+        }
+        text
+    }
+}
+
+impl Times {
+    fn line(&self) -> String {
+        let EncodingTime { encode_seconds, encode_share, round_seconds } = self.encoding;
+        let elapsed = |seconds: f64| Elapsed(Duration::from_secs_f64(seconds.max(0.0)));
+        let mut parts = Vec::new();
+        if self.text_seconds > 0.0 {
+            parts.push(format!("{} for the text (by one chunk of each pass)", elapsed(self.text_seconds)));
+        }
+        parts.push(format!("{} to encode (by {:.2} % of the weights)", elapsed(encode_seconds), 100.0 * encode_share));
+        if round_seconds > 0.0 {
+            parts.push(format!("{} to choose codes (by eight rows of 1024 columns a thread)", elapsed(round_seconds)));
+        }
+        let all = elapsed(self.text_seconds + encode_seconds + round_seconds);
+        format!("Time about {all}: {}", parts.join(", "))
+    }
+}
