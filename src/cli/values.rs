@@ -83,6 +83,15 @@ pub(crate) enum RoundingArg {
     Gptaq,
 }
 
+/// `--sensitivity`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SensitivityArg {
+    /// KL divergence of the model with one input rounded at a time, on text that calibration has not seen; at most 256 runs of a chunk
+    Kld,
+    /// Output errors on sample rows, weighed by their share of the residual stream; runs nothing
+    Estimate,
+}
+
 impl From<RoundingArg> for RoundingRule {
     fn from(rounding: RoundingArg) -> Self {
         match rounding {

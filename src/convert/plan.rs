@@ -1,6 +1,6 @@
 //! What becomes of every tensor: decided from names, shapes and settings alone, before anything is read or written.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use regex::Regex;
@@ -67,6 +67,8 @@ pub enum Reason {
     Kept,
     /// The user's `--tensor-type`.
     Rule,
+    /// Chosen by sensitivity, for `--target-bpw`.
+    Budget,
     /// A substitution: the wanted type does not fit this shape.
     Substituted {
         /// The type that was wanted.
@@ -85,6 +87,7 @@ impl std::fmt::Display for Reason {
             Reason::TiedHead => f.write_str("embedding, tied to the output head"),
             Reason::Kept => f.write_str("kept"),
             Reason::Rule => f.write_str("--tensor-type"),
+            Reason::Budget => f.write_str("--target-bpw"),
             Reason::Substituted { wanted, because } => write!(f, "instead of {wanted}: {because}"),
         }
     }
@@ -187,6 +190,25 @@ impl Conversion {
     pub fn specs(&self) -> Vec<TensorSpec> {
         let ty = |t: &PlannedTensor| if t.is_tcq4() && self.fork_ids { GgmlType::FORK_TCQ4_K32 } else { t.to };
         self.tensors.iter().map(|t| TensorSpec { name: t.name.clone(), dims: t.dims.clone(), ty: ty(t) }).collect()
+    }
+
+    /// Bytes of a tensor of the plan in another type; `None` if that cannot hold it.
+    pub fn bytes_as(&self, source: &Source, tensor: &PlannedTensor, ty: GgmlType) -> Option<u64> {
+        let info = source.tensor(&tensor.name)?;
+        let fits = misfit(info, ty, self.fork_ids).is_none();
+        ty.row_bytes(info.columns()).filter(|_| fits)?.checked_mul(info.rows())
+    }
+
+    /// The plan with other types for some tensors; types that do not fit a tensor change nothing.
+    #[must_use]
+    pub fn with_types(&self, source: &Source, types: &BTreeMap<String, GgmlType>) -> Self {
+        let mut plan = self.clone();
+        for tensor in &mut plan.tensors {
+            let Some(&ty) = types.get(&tensor.name).filter(|ty| **ty != tensor.to) else { continue };
+            let Some(bytes) = self.bytes_as(source, tensor, ty) else { continue };
+            (tensor.to, tensor.bytes, tensor.reason) = (ty, bytes, Reason::Budget);
+        }
+        plan
     }
 
     /// The tensors that take another type than the one meant for them.

@@ -9,7 +9,7 @@ use super::decode::TcqTensor;
 use super::hash::tensor_sha256;
 use super::keys::{hash_key, permutations};
 use super::units::{cut, in_order, run_all};
-use super::{is_tcq4, record};
+use super::{is_tcq4, marks, record};
 use crate::error::{ConvertError, Error, ModelError, Result};
 use crate::gguf::{Source, TensorInfo};
 use crate::math::Permutation;
@@ -47,18 +47,21 @@ pub struct Verification {
     pub permutations: u64,
     /// Number of tensors whose hash is recorded and matches.
     pub hashes: u64,
+    /// Number of tensors with an activation path of their own.
+    pub marks: u64,
 }
 
 /// Reads the whole file and checks everything that can be wrong with it.
 ///
 /// # Errors
-/// The first defect: a tensor of unknown type, a permutation that is none, a tile that does not decode, a value that is not finite, a hash that differs.
+/// The first defect: a tensor of unknown type, a permutation that is none, an activation path that is none, a tile that does not decode, a value that is not finite, a hash that differs.
 pub fn verify(file: &Source, codec: Codec, progress: &dyn Progress) -> Result<Verification> {
     file.check_types()?;
     let permutations = permutations(file)?;
     for tensor in permutations.keys() {
         check_permuted_type(file, tensor)?;
     }
+    let marks = marks::check(file)?;
     progress.begin("verify", file.tensors().iter().map(|t| t.bytes).sum(), Unit::Bytes);
     let one = |tensor: &TensorInfo| {
         if progress.interrupted() {
@@ -75,6 +78,7 @@ pub fn verify(file: &Source, codec: Codec, progress: &dyn Progress) -> Result<Ve
         tcq4_tensors: file.tensors().iter().filter(|t| is_tcq4(file, t)).count() as u64,
         permutations: permutations.len() as u64,
         hashes: tensors.iter().filter(|t| t.hash_matches == Some(true)).count() as u64,
+        marks: marks.tensors.len() as u64,
         tensors,
     })
 }

@@ -10,6 +10,7 @@ mod eval;
 mod export;
 mod gguf;
 mod llama;
+mod mixed;
 mod model;
 mod moments;
 mod ops;
@@ -27,6 +28,7 @@ pub use eval::EvalError;
 pub use export::ExportError;
 pub use gguf::GgufError;
 pub use llama::LlamaError;
+pub use mixed::MixedError;
 pub use model::ModelError;
 pub use moments::MomentsError;
 pub use ops::OpsError;
@@ -110,6 +112,9 @@ pub enum Error {
     /// Numbers about a model cannot be exported.
     #[error(transparent)]
     Export(#[from] ExportError),
+    /// Bits cannot be given out as asked.
+    #[error(transparent)]
+    Mixed(#[from] MixedError),
     /// A recipe cannot be followed.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
@@ -158,6 +163,7 @@ impl Error {
             Error::Compare(error) => error.class(),
             Error::Analysis(error) => error.class(),
             Error::Export(error) => error.class(),
+            Error::Mixed(error) => error.class(),
             Error::Recipe(error) => error.class(),
             Error::Llama(error) => error.class(),
             Error::Ops(error) => error.class(),
@@ -188,6 +194,7 @@ impl Error {
             Error::Compare(error) => error.hint(),
             Error::Analysis(error) => error.hint(),
             Error::Export(error) => error.hint(),
+            Error::Mixed(error) => error.hint(),
             Error::Recipe(error) => error.hint(),
             Error::Llama(error) => error.hint(),
             Error::Ops(error) => error.hint(),

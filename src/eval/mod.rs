@@ -5,6 +5,7 @@ pub mod compare;
 mod divergence;
 mod measure;
 mod perplexity;
+mod probe;
 mod score;
 mod softmax;
 mod statistics;
@@ -18,6 +19,7 @@ pub use measure::{
     saved_shape, windows_of_file,
 };
 pub use perplexity::{Perplexity, PerplexityOptions, perplexity};
+pub use probe::probe;
 pub use score::{Score, ScoreDivergence};
 pub use statistics::{Estimate, Percentile};
 pub use windows::{Cut, Windows};

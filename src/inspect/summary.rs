@@ -37,6 +37,8 @@ pub struct TensorRow {
     pub bytes: u64,
     /// Whether a run-time permutation of its columns is recorded.
     pub permuted: bool,
+    /// The activation path that is recorded for it alone.
+    pub activations: Option<String>,
 }
 
 /// What is in a GGUF file.
@@ -110,5 +112,6 @@ fn row(source: &Source, tensor: &TensorInfo) -> TensorRow {
         dims: tensor.dims.clone(),
         bytes: tensor.bytes,
         permuted: source.metadata().contains(&format!("tcq4.{}.perm", tensor.name)),
+        activations: source.metadata().get_str(&format!("tcq4.{}.activations", tensor.name)).map(Cow::into_owned),
     }
 }

@@ -15,6 +15,8 @@ mod cli_calibration;
 mod cli_compare;
 mod cli_errors;
 mod cli_export;
+#[cfg(feature = "llama")]
+mod cli_mixed;
 mod cli_outputs;
 #[cfg(feature = "llama")]
 mod cli_recipe;
@@ -36,6 +38,7 @@ mod ids;
 mod layering;
 #[cfg(feature = "llama")]
 mod llama;
+mod mixed;
 mod model;
 mod moments;
 #[cfg(feature = "llama")]

@@ -66,6 +66,9 @@ pub(crate) struct EvalArgs {
     /// Round what enters the tensors that would become TCQ4, in a model without any: what the rounding of activations alone costs
     #[arg(long, requires = "simulate")]
     pub(crate) simulate_all: bool,
+    /// Round what enters every tensor the same way, even where the file asks for another path (`tcq4.<tensor>.activations`)
+    #[arg(long, requires = "simulate")]
+    pub(crate) ignore_marks: bool,
     /// Tokens a chunk
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
     pub(crate) ctx: u32,

@@ -5,6 +5,7 @@ mod datasets;
 mod evaluate;
 mod export;
 mod look;
+mod mixed;
 mod produce;
 mod sequential;
 mod shared;
@@ -16,6 +17,7 @@ pub(crate) use self::datasets::{DatasetsArgs, DatasetsCommand};
 pub(crate) use self::evaluate::{CompareArgs, EvalArgs};
 pub(crate) use self::export::{ChannelsArgs, ExportArgs, ExportWhat, RangesArgs, RowArgs, ScalesFromArgs};
 pub(crate) use self::look::{DiffArgs, InspectArgs, VerifyArgs};
+pub(crate) use self::mixed::MixedArgs;
 pub(crate) use self::produce::{
     CalibrateArgs, ConvertArgs, DequantizeArgs, MergeArgs, PermsArgs, QuantizeArgs, RoundingArgs,
 };

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::mixed::MixedArgs;
 use crate::cli::values::{ApplyArg, Compat, OrderArg, SalienceArg, ScalesArg, Size, TensorRule};
 use crate::gguf::GgmlType;
 use crate::quant::Activations;
@@ -155,6 +156,8 @@ pub(crate) struct ProductionArgs {
     pub(crate) method: MethodArgs,
     #[command(flatten)]
     pub(crate) types: TypeArgs,
+    #[command(flatten)]
+    pub(crate) mixed: MixedArgs,
     #[command(flatten)]
     pub(crate) out: OutputArgs,
 }

@@ -68,8 +68,9 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
     let statistics_file = args.stats.as_ref().map(|path| path.display().to_string());
     let sequential = work.sequential(&run, (&plan, output));
     let moments = moments.as_ref().map(as_dyn);
-    production
-        .finish(&plan, Evidence { statistics: Some(statistics), statistics_file, orders: None, moments, sequential })
+    let evidence =
+        Evidence { statistics: Some(statistics), statistics_file, orders: None, moments, sequential, run: Some(&run) };
+    production.finish(&plan, evidence)
 }
 
 fn as_dyn<'m>(moments: &'m Moments<'_>) -> &'m dyn SecondMoments {
@@ -103,9 +104,14 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
+    /// Whether bits are given out by what is measured on sample rows.
+    fn mixes(&self) -> bool {
+        self.args.production.mixed.any()
+    }
+
     /// The text that runs through the model; none where the recipe needs nothing of it and nothing is kept.
     fn text(&self) -> Option<TextPasses> {
-        let wanted = self.recipe.needs() != Needs::NOTHING || self.args.stats.is_some();
+        let wanted = self.recipe.needs() != Needs::NOTHING || self.args.stats.is_some() || self.mixes();
         let Recipe { samples: chunks, .. } = *self.recipe;
         wanted.then_some(TextPasses { statistics: true, chunks, ctx: self.args.calibration.ctx })
     }
@@ -131,7 +137,7 @@ impl<'a> Work<'a> {
     /// Reads the text and loads the model. Sample rows are kept for steps that measure by them, and in statistics files, for whatever is made of
     /// them later.
     fn open(&self) -> Result<Run<'a>> {
-        let rows = self.recipe.needs().covers(Needs::ROWS) || self.args.stats.is_some();
+        let rows = self.recipe.needs().covers(Needs::ROWS) || self.args.stats.is_some() || self.mixes();
         let Recipe { samples, activations, encoder, sequential, .. } = *self.recipe;
         let behind = if sequential { Some((activations, self.session.codec(encoder)?)) } else { None };
         let (text, keep) = (&self.args.calibration, Keep::in_memory());

@@ -8,7 +8,7 @@ use super::eval_text;
 use super::subject::Subject;
 use crate::cli::args::EvalArgs;
 use crate::cli::{Outcome, Session, data};
-use crate::convert::{Conversion, PlanSettings, is_tcq4, permutations};
+use crate::convert::{Conversion, Marks, PlanSettings, is_tcq4, permutations};
 use crate::corpus::Corpus;
 use crate::error::{Error, EvalError, Result};
 use crate::eval::{
@@ -16,7 +16,7 @@ use crate::eval::{
     measure, measure_alone, measure_and_save, saved_shape, windows_of_file,
 };
 use crate::gguf::Source;
-use crate::quant::{Activations, Simulation};
+use crate::quant::{Activations, InputRounding, Simulation};
 use crate::tcq::Encoder;
 use crate::util::atomic_file::check_target;
 use crate::util::progress::Progress;
@@ -47,6 +47,8 @@ pub(super) struct Record<'a> {
     pub(super) decoded: bool,
     /// How activations were rounded.
     pub(super) simulate: Option<Activations>,
+    /// Whether paths that the file asks for were passed over.
+    pub(super) ignore_marks: bool,
     /// The model or the file of log-probabilities that was compared with.
     pub(super) reference: Option<&'a Path>,
     /// The file of log-probabilities that was written.
@@ -71,6 +73,7 @@ pub(in crate::cli) fn run(session: &Session, args: &EvalArgs) -> Outcome {
         model: &args.model,
         decoded: subject.decoded,
         simulate: args.simulate.map(Into::into),
+        ignore_marks: args.ignore_marks,
         reference: args.reference.as_deref().or(args.logits.as_deref()),
         logits_out: args.logits_out.as_deref(),
         average: average(&data_sets),
@@ -109,11 +112,18 @@ fn simulation(session: &Session, args: &EvalArgs, source: &Source, path: Activat
     if tensors.is_empty() {
         return Err(EvalError::NothingToSimulate { path: args.model.clone() }.into());
     }
+    let marks = if args.ignore_marks { Marks::default() } else { Marks::read(source)? };
     let tensors = tensors.into_iter().map(|name| {
+        let own = marks.tensors.get(&name).copied().unwrap_or(path);
         let permutation = permutations.remove(&name);
-        (name, permutation)
+        (name, InputRounding::new(own, permutation))
     });
-    Ok(Simulation::new(path, session.codec(Encoder::Default)?, tensors))
+    let simulation = Simulation::of(session.codec(Encoder::Default)?, tensors);
+    if !marks.tensors.is_empty() {
+        let (marked, all) = (marks.tensors.len(), simulation.len());
+        session.progress.note(&format!("{marked} of {all} tensors are rounded as the file asks (see --ignore-marks)"));
+    }
+    Ok(simulation)
 }
 
 fn against_file(

@@ -14,6 +14,7 @@ fn is_bulk(key: &str) -> bool {
         || key == "tcq4.transforms"
         || key.starts_with("tcq4.vector.")
         || (own && key.ends_with(".perm"))
+        || (own && key.ends_with(".activations") && key != "tcq4.activations")
         || (own && key.ends_with(".sha256") && key != "tcq4.source.sha256")
 }
 
@@ -40,6 +41,10 @@ fn render(summary: &Summary, all: bool) -> String {
         summary.bits_per_weight,
     );
     text += &types(summary);
+    let marked = summary.tensors.iter().filter(|tensor| tensor.activations.is_some()).count();
+    if marked > 0 {
+        text += &format!("\n\n{marked} tensors have an activation path of their own (--all shows which)");
+    }
     text += "\n\n";
     text += &metadata(summary, all);
     if all {
@@ -80,7 +85,7 @@ fn metadata(summary: &Summary, all: bool) -> String {
 }
 
 fn tensors(summary: &Summary) -> String {
-    let mut table = Table::new(&["tensor", "type", ">shape", ">bytes", "permuted"]);
+    let mut table = Table::new(&["tensor", "type", ">shape", ">bytes", "permuted", "activations"]);
     for tensor in &summary.tensors {
         let shape = tensor.dims.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
         let permuted = if tensor.permuted { "yes" } else { "" };
@@ -90,6 +95,7 @@ fn tensors(summary: &Summary) -> String {
             shape,
             Bytes(tensor.bytes).to_string(),
             permuted.to_string(),
+            tensor.activations.clone().unwrap_or_default(),
         ]);
     }
     table.render()

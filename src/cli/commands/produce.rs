@@ -1,5 +1,6 @@
 //! What `convert` and `quantize` share: show the plan, prepare, encode, write, and say what was done.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -8,7 +9,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::effort::{Effort, TextPasses, Times};
-use super::plan_text;
+use super::mixed::{self, Choices, Mixed};
+use super::{mixed_losses, plan_text};
 use crate::calib::Statistics;
 use crate::cli::args::ProductionArgs;
 use crate::cli::{Outcome, Session, settings};
@@ -21,7 +23,7 @@ use crate::gguf::{Plan, Source};
 use crate::math::Permutation;
 use crate::quant::recipe::RoundingRule;
 use crate::quant::step::Kind;
-use crate::quant::{Prepared, Recipe, StepRecord, prepare};
+use crate::quant::{ActAware, Prepared, Recipe, StepRecord, TypeChoices, prepare};
 use crate::util::atomic_file::check_target;
 use crate::util::progress::Progress;
 use crate::util::units::{Bytes, Elapsed};
@@ -49,6 +51,8 @@ pub(super) struct Evidence<'a> {
     pub(super) moments: Option<&'a dyn SecondMoments>,
     /// How blocks are quantised in sequence, if they are.
     pub(super) sequential: Option<Sequential<'a>>,
+    /// The model with its text, where it can be run.
+    pub(super) run: Option<&'a super::statistics::Run<'a>>,
 }
 
 #[derive(Serialize)]
@@ -59,6 +63,10 @@ struct Record<'a> {
     seconds: f64,
     plan: &'a Conversion,
     prepared: &'a Prepared,
+    /// The types that `--target-bpw` chose, and why.
+    types: Option<&'a TypeChoices>,
+    /// The inputs that were marked for another activation path, and why.
+    act_aware: Option<&'a ActAware>,
     /// What is known about the calibration text.
     text: Option<serde_json::Value>,
 }
@@ -71,15 +79,27 @@ impl Production<'_> {
         text: Option<TextPasses>,
         time: impl FnOnce(&Conversion) -> Result<Times>,
     ) -> Result<Option<Conversion>> {
+        mixed::check(self.args, self.recipe.activations)?;
         let plan = Conversion::new(self.source, &settings::plan_settings(&self.args.types))?;
+        mixed::check_plan(self.args, self.source, self.output, &plan)?;
         let mut effort = Effort::new(self.source, &plan, self.recipe, text);
         if self.args.out.dry_run {
             if self.args.out.timed {
                 effort.times = Some(time(&plan)?);
             }
+            let kept = mixed::kept_types(self.args, self.source, self.output, &plan)?;
+            let plan = kept.as_ref().map_or(Cow::Borrowed(&plan), |kept| Cow::Owned(kept.plan(self.source, &plan)));
             self.session.printer.text(&plan_text::full(self.source, &plan, &effort));
+            if let Some(kept) = &kept {
+                self.session.printer.text(&kept.text());
+            } else if self.args.mixed.target_bpw.is_some() {
+                let note = "types for --target-bpw are chosen after calibration: no sensitivities are kept yet";
+                self.session.progress.note(note);
+            }
+            let types = kept.as_ref().map(|kept| &kept.chosen);
+            let (bytes, bits) = (plan.bytes(), plan.bits());
             let record = json!({
-                "plan": plan, "bytes": plan.bytes(), "bits_per_weight": plan.bits(), "recipe": self.recipe, "effort": effort
+                "plan": plan, "bytes": bytes, "bits_per_weight": bits, "types": types, "recipe": self.recipe, "effort": effort
             });
             self.session.printer.record("plan", record);
         } else {
@@ -94,6 +114,9 @@ impl Production<'_> {
         let inputs: Vec<&Path> = self.source.shards().chain(self.inputs.iter().map(PathBuf::as_path)).collect();
         for path in self.outputs(&plan)? {
             check_target(&path, self.args.out.force, &inputs)?;
+        }
+        if let Some(path) = mixed::kept_at(self.args, self.output) {
+            settings::check_side_output(&path, self.output, true, self.source, self.inputs)?;
         }
         Ok(Some(plan))
     }
@@ -140,9 +163,28 @@ impl Production<'_> {
             (RoundingRule::Greedy, Some(statistics), _) => Codes::Greedy(statistics),
             _ => Codes::Nearest,
         };
-        let provenance =
-            Provenance { encoder: recipe.encoder, recipe: recipe.to_record(orders_given).to_string(), calibration };
-        let metadata = output_metadata(self.source, plan, &prepared.transforms, &provenance);
+        let record = recipe.to_record(orders_given).to_string();
+        let mixed = Mixed {
+            session: self.session,
+            source: self.source,
+            statistics,
+            transforms: &prepared.transforms,
+            codec,
+            activations: recipe.activations,
+            args: self.args,
+            read: &read,
+            output: self.output,
+            recipe: record.clone(),
+            rounding: if matches!(codes, Codes::Gptq(_)) { mixed_losses::GPTQ } else { 1.0 },
+            run: evidence.run,
+        };
+        let Choices { plan, types, act_aware } = mixed.choose(plan, &prepared.groups)?;
+        let plan = plan.as_ref();
+        let provenance = Provenance { encoder: recipe.encoder, recipe: record, calibration };
+        let mut metadata = output_metadata(self.source, plan, &prepared.transforms, &provenance);
+        if let Some(chosen) = &act_aware {
+            mixed::marks(chosen).write(&mut metadata);
+        }
         let job = Job { source: self.source, plan, transforms: &prepared.transforms, codec, codes, metadata };
         let target = settings::target(self.output, &self.args.out, self.source);
         let mut converted = convert(&job, &target, &self.session.progress)?;
@@ -156,6 +198,8 @@ impl Production<'_> {
             seconds: seconds.as_secs_f64(),
             plan,
             prepared: &prepared,
+            types: types.as_ref(),
+            act_aware: act_aware.as_ref(),
             text: statistics.and_then(super::statistics::composition),
         };
         self.session.printer.record("convert", record);

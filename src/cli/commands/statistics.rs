@@ -13,10 +13,11 @@ use crate::calib::{
 use crate::cli::args::CalibrationArgs;
 use crate::cli::{Session, data};
 use crate::convert::Stream;
-use crate::corpus::chunks::Selection;
+use crate::corpus::chunks::{Chunks, Selection};
 use crate::corpus::overlap::WORTH_A_WARNING;
 use crate::corpus::{Corpus, Overlap, Purpose, SourceSpec, load as load_text};
 use crate::error::Result;
+use crate::eval::{Estimate, probe};
 use crate::gguf::Source;
 use crate::llama::{Model, ModelOptions, Rewriter};
 use crate::quant::{Activations, InputRounding, Simulation, Transform};
@@ -153,6 +154,22 @@ impl<'a> Run<'a> {
     /// What second moments of this run are known by.
     pub(super) fn origin(&self) -> Result<MomentsOrigin> {
         MomentsOrigin::new(&self.model(), &self.corpus, &self.fingerprint, &self.options, Shard::WHOLE)
+    }
+}
+
+impl Run<'_> {
+    /// How far the model moves with each probe, on `count` chunks of the text, those first that the statistics have not seen.
+    pub(super) fn probe(&self, probes: Vec<Simulation>, count: usize) -> Result<Vec<Estimate>> {
+        let chunks = Chunks::of(&self.model(), &self.corpus, self.options.ctx)?;
+        let (samples, selection) = (self.options.samples, self.options.selection);
+        let seen = chunks.plan(samples, selection).summed;
+        let mut chosen = chunks.plan(samples.saturating_add(count), selection).summed;
+        chosen.retain(|chunk| !seen.contains(chunk));
+        chosen.truncate(count);
+        let missing = (count - chosen.len()).min(seen.len());
+        chosen.extend((0..missing).map(|i| seen[i * seen.len() / missing]));
+        let tokens: Vec<Vec<i32>> = chosen.into_iter().map(|chunk| chunks.get(chunk)).collect();
+        probe(&self.model(), &tokens, probes, self.options.threads, &self.session.progress)
     }
 }
 

@@ -31,6 +31,9 @@ fn render(verification: &Verification, args: &VerifyArgs) -> String {
         verification.permutations,
         verification.hashes,
     );
+    if verification.marks > 0 {
+        text += &format!("; {} tensors have an activation path of their own", verification.marks);
+    }
     let mut measured: Vec<&TensorReport> = verification.tensors.iter().filter(|t| t.error_rel.is_some()).collect();
     if measured.is_empty() {
         return text;
