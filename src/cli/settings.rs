@@ -103,6 +103,13 @@ pub(super) fn recipe(choices: &Choices<'_>, setting: Setting) -> Result<Recipe> 
             hint: Some("leave out --encoder parity, or pass --rounding nearest".into()),
         });
     }
+    let sequel = choices.sequential.is_some_and(|sequential| sequential.resume || sequential.layer_batch.is_some());
+    if sequel && !recipe.sequential {
+        return Err(Error::Usage {
+            message: "--resume and --layer-batch are of --sequential".into(),
+            hint: Some("add --sequential, or leave them out".into()),
+        });
+    }
     if recipe.sequential && !recipe.needs().covers(Needs::SECOND_MOMENTS) {
         return Err(Error::Usage {
             message: "--sequential measures what only GPTQ rounds by".into(),

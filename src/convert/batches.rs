@@ -73,7 +73,7 @@ impl MomentsUse {
 /// How the experts of a tensor were covered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExpertMoments {
-    /// Whether each expert had a second moment of its own, blended with that of the layer by `rows / (rows + floor)`.
+    /// Whether each expert had a second moment of its own, blended with that of the layer by `rows / (rows + columns)`.
     pub own: bool,
     /// Rows below which an expert counts as starved.
     pub floor: u64,
@@ -245,9 +245,9 @@ impl Group {
     }
 }
 
-/// The weight of an expert's own second moment against that of its layer.
+/// The weight of an expert's own second moment against that of its layer: as many rows as there are columns count as much as the layer does.
 fn own_weight(rows: u64, columns: u64) -> f64 {
-    rows as f64 / (rows + columns.div_ceil(STARVED_BELOW)) as f64
+    rows as f64 / (rows + columns) as f64
 }
 
 /// What compensation costs: runs of the text, and bytes of memory beside those of [`super::working_memory`].
@@ -394,6 +394,6 @@ mod tests {
 
     #[test]
     fn few_rows_weigh_little() {
-        assert_eq!([own_weight(0, 256), own_weight(64, 256), own_weight(192, 256)], [0.0, 0.5, 0.75]);
+        assert_eq!([own_weight(0, 256), own_weight(256, 256), own_weight(768, 256)], [0.0, 0.5, 0.75]);
     }
 }

@@ -128,7 +128,7 @@ fn records_are_pure_json_and_complete() {
         assert_eq!(keys, expected, "`{line}`");
         done.record(name);
     };
-    let verification = ["tensors", "tcq4_tensors", "permutations", "hashes"];
+    let verification = ["tensors", "tcq4_tensors", "permutations", "hashes", "marks"];
     fields("verify out.gguf --json", "verify", &verification);
     fields("verify out.gguf --against MODEL --json", "verify", &verification);
     fields("dequantize out.gguf plain.gguf --json", "dequantize", &["output", "tensors", "bytes"]);
@@ -149,12 +149,13 @@ fn records_are_pure_json_and_complete() {
         "tensors",
     ];
     fields("inspect out.gguf --json", "inspect", &summary);
-    let calibration = ["output", "stats", "permutations", "chunks", "chunk_size", "text"];
+    let calibration = ["output", "stats", "second_moments", "permutations", "chunks", "chunk_size", "text"];
     fields("calibrate -m MODEL -o c.json -c EVALUATION -n 1 --ctx 32 --json", "calibrate", &calibration);
     let measured = [
         "model",
         "decoded",
         "simulate",
+        "ignore_marks",
         "reference",
         "logits_out",
         "perplexity",

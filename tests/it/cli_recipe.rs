@@ -71,11 +71,12 @@ fn what_is_no_recipe_is_refused_with_line_key_and_what_is_allowed() {
     refused(
         b"refine = 3\n\nrefien = 4\n",
         "line 3: unknown field `refien`, expected one of `preset`, `scales`, `salience`, `alpha-grid`, `order`, `perm-apply`, \
-         `activations`, `encoder`, `rounding`, `damp`, `act-order`, `refine`, `samples`, `memory`",
+         `activations`, `encoder`, `rounding`, `damp`, `act-order`, `shrink`, `refine`, `sequential`, `layer-batch`, `samples`, \
+         `memory`",
     );
     refused(
         b"rounding = \"gptk\"",
-        "line 1: `rounding`: unknown variant `gptk`, expected one of `nearest`, `greedy`, `gptq`",
+        "line 1: `rounding`: unknown variant `gptk`, expected one of `nearest`, `greedy`, `gptq`, `gptaq`",
     );
     refused(
         b"\nrefine = 1000",

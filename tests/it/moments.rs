@@ -98,7 +98,7 @@ fn sums_come_back() {
     }
     assert!(file.input(&["blk.9.a.weight".into()]).is_none());
     let error = MomentsWriter::create(&path, &origin(&[0]), &requests(), false, &[]).err().unwrap();
-    assert_eq!(dir.message(&error), "a.gguf: this output exists already");
+    assert_eq!(dir.message(&error), "a.gguf: the file exists already");
 }
 
 #[test]

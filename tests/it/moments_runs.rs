@@ -188,8 +188,8 @@ fn blended_second_moments_of_experts_hold_on_other_text() {
                 train.rows,
                 WAYS.iter().zip(sums).collect::<Vec<_>>()
             );
-            let [shared, own, _, blended, _] = sums;
-            assert!(blended < 1.03 * shared.min(own), "{samples}, {columns}: {sums:?}");
+            let [shared, own, .., blended] = sums;
+            assert!(blended < 1.05 * shared.min(own), "{samples}, {columns}: {sums:?}");
         }
     }
 }
@@ -212,7 +212,7 @@ fn second_moments_go_through_a_file() {
     dir.tcq4(&format!("calibrate -m MODEL -o perms.json -c EVALUATION {LITTLE} --second-moments c.gguf")).ok();
     dir.tcq4("quantize MODEL c-out.gguf --perms perms.json --rounding gptq --second-moments c.gguf").ok();
     dir.tcq4("verify c-out.gguf --against MODEL").ok();
-    dir.tcq4(&format!("{line} -o x.gguf --second-moments moments.gguf --seed 7 -n 3"))
+    dir.tcq4(&format!("{line} -o x.gguf --second-moments moments.gguf --seed 7"))
         .fails_like(3, "error: moments.gguf: these second moments are of another text or setting: expected ");
     dir.tcq4("quantize MODEL x.gguf --rounding gptq").fails_like(2, "error: --rounding gptq needs second moments");
     dir.tcq4("quantize MODEL x.gguf --rounding gptq --second-moments stats.gguf").fails_like(

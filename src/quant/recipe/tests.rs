@@ -57,7 +57,7 @@ fn values_are_refused_with_what_is_allowed() {
         Some("scales"),
         "unknown variant `smooth`, expected one of `none`, `closed-form`, `awq`",
     );
-    refused("salience = \"l3\"", 1, Some("salience"), "expected `l1` or `l2`");
+    refused("salience = \"l3\"", 1, Some("salience"), "expected one of `l1`, `l2`, `max`");
     refused("alpha-grid = 0", 1, Some("alpha-grid"), "integer `0`, expected a whole number from 1 to 1000");
     refused("alpha-grid = 1001", 1, Some("alpha-grid"), "from 1 to 1000");
     refused("refine = -1", 1, Some("refine"), "from 0 to 100");
@@ -76,7 +76,7 @@ fn values_of_another_type_are_refused() {
     refused("damp = \"much\"", 1, Some("damp"), "string \"much\", expected a number of 0 or more");
     refused("memory = 4", 1, Some("memory"), "a size in quotes");
     refused("order = 3", 1, Some("order"), "expected one of `none`, `zigzag`, `balanced`");
-    refused("salience = false", 1, Some("salience"), "expected `l1` or `l2`");
+    refused("salience = false", 1, Some("salience"), "expected one of `l1`, `l2`, `max`");
 }
 
 #[test]

@@ -164,7 +164,9 @@ impl Curvature {
             }
         }
         for (value, pivot) in values.iter_mut().zip(&self.pivots) {
-            value.iter_mut().for_each(|value| *value /= pivot);
+            for value in value {
+                *value /= pivot;
+            }
         }
         for at in (0..self.columns).step_by(TOGETHER) {
             let factors = self.feedback.slab(at);
