@@ -62,7 +62,7 @@ fn marks_come_back() {
 fn marks_that_no_runtime_could_follow_are_refused() {
     let dir = Dir::new();
     let source = tiny(&dir);
-    let mut problem = |key: &str, value: Option<&str>| {
+    let problem = |key: &str, value: Option<&str>| {
         let file = converted(&source, &dir.file("out.gguf"), |keys| match value {
             Some(value) => keys.set(key, value),
             None => keys.set(key, 8u32),
