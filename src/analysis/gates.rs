@@ -4,64 +4,13 @@ use super::describe::{histogram, mean, moments, percentile, short, spearman};
 use super::record::{GateChannels, GateDetail, GateRow, Moments, SaliencyRow};
 use super::saliency::saliency;
 use crate::math::stats;
+use crate::model::Function;
+use crate::quant::salience::Output;
 
 /// Bins of the histograms of pre- and post-activations.
 const BINS: usize = 100;
-/// FastRPRAQ's β: how sharply the risk grows.
-const SHARPNESS: f64 = 3.0;
-/// FastRPRAQ's noise factor: rounding noise as a part of mean|X|·mean|w|.
-const NOISE: f64 = 0.2;
 /// Standard deviation above which a channel with a negative mean is volatile.
 const VOLATILE: f64 = 2.0;
-
-/// An activation function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Function {
-    /// x·σ(x).
-    Silu,
-    /// GELU, in the tanh form that ggml computes.
-    Gelu,
-    /// max(x, 0)².
-    ReluSquared,
-    /// Not known.
-    Unknown,
-}
-
-impl Function {
-    /// The function inside the feed-forward networks of an architecture.
-    pub fn of(architecture: &str) -> Self {
-        match architecture {
-            "gemma" | "gemma2" | "gemma3" | "gemma-embedding" | "phi2" | "starcoder2" => Function::Gelu,
-            "arcee" => Function::ReluSquared,
-            // gpt-oss clamps both factors and scales the gate by 1.702.
-            "gpt-oss" => Function::Unknown,
-            name if crate::model::mappings::family(name).is_some() => Function::Silu,
-            _ => Function::Unknown,
-        }
-    }
-
-    /// The name in records.
-    pub fn name(self) -> &'static str {
-        match self {
-            Function::Silu => "silu",
-            Function::Gelu => "gelu",
-            Function::ReluSquared => "relu2",
-            Function::Unknown => "unknown",
-        }
-    }
-
-    /// f(z); none if f is not known.
-    pub fn apply(self, z: f32) -> Option<f32> {
-        let x = f64::from(z);
-        let y = match self {
-            Function::Silu => x / (1.0 + (-x).exp()),
-            Function::Gelu => 0.5 * x * (1.0 + (0.797_884_560_802_865_4 * (x + 0.044_715 * x * x * x)).tanh()),
-            Function::ReluSquared => x.max(0.0).powi(2),
-            Function::Unknown => return None,
-        };
-        Some(y as f32)
-    }
-}
 
 /// The pre-activations of one matrix: of its channels, one after the other, each over all `tokens` rows.
 #[derive(Debug, Clone, Default)]
@@ -105,10 +54,13 @@ impl<'a> Gate<'a> {
         let channel = |part: &'a Pre, (i, z): (usize, &'a [f32])| {
             let (moments, weight) = (moments(z), part.weight_magnitude[i]);
             let awq = mean(z.iter().map(|&z| f64::from(z).abs()));
-            let noise = NOISE * part.input_magnitude * f64::from(weight);
-            let upper = f64::from(moments.mean) + 3.0 * f64::from(moments.std);
-            let risk = 1.0 / (1.0 + (-SHARPNESS * (upper + noise - tau)).exp());
-            let praq = risk * (awq + f64::from(moments.std));
+            let output = Output {
+                mean: f64::from(moments.mean),
+                std: f64::from(moments.std),
+                magnitude: awq,
+                weight: f64::from(weight),
+            };
+            let praq = output.importance(part.input_magnitude, tau);
             Channel { matrix: part.matrix, index: part.first + i as u32, z, moments, weight, awq, praq }
         };
         let of = |part: &'a Pre| {
@@ -361,17 +313,5 @@ mod tests {
         assert_eq!((row.post, row.suppression, row.function.as_str()), (None, None, "unknown"));
         assert!(gate.detail("t", 1, Vec::new()).post.is_none());
         assert!(Gate::new(&[], Function::Silu, -3.0).is_empty());
-    }
-
-    #[test]
-    fn functions() {
-        assert_eq!(Function::of("llama"), Function::Silu);
-        assert_eq!(Function::of("gemma2"), Function::Gelu);
-        assert_eq!(Function::of("mamba"), Function::Unknown);
-        close(Function::Silu.apply(1.0).unwrap(), 0.731_058_578_630_005);
-        close(Function::Gelu.apply(1.0).unwrap(), 0.841_191_990_607_477);
-        assert_eq!(Function::ReluSquared.apply(-2.0), Some(0.0));
-        assert_eq!(Function::ReluSquared.apply(3.0), Some(9.0));
-        assert_eq!(Function::Unknown.apply(1.0), None);
     }
 }

@@ -2,7 +2,6 @@
 
 use super::describe::{mean, short};
 use super::importance::important;
-use super::product::product;
 use super::record::{Histogram, MeasuredOn, OutputErrors, Rounding, Split, TensorDetail};
 use super::rounding::Residuals;
 use super::sample::{Part, parts};
@@ -11,6 +10,7 @@ use super::subject::Ground;
 use crate::convert::Stripes;
 use crate::error::Result;
 use crate::gguf::TensorInfo;
+use crate::math::dots::product;
 use crate::quant::Activations;
 use crate::tcq::TILE_ROWS;
 

@@ -10,7 +10,6 @@ pub mod gates;
 pub mod importance;
 mod layers;
 mod preactivations;
-pub mod product;
 pub mod record;
 pub mod rounding;
 mod rows;

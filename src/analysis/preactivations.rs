@@ -1,14 +1,14 @@
 //! Finds the tensors before an activation function, and multiplies them with sample rows.
 
 use super::describe::mean;
-use super::gates::{Function, Gate, Pre};
-use super::product::product;
+use super::gates::{Gate, Pre};
 use super::record::{GateDetail, GateRow};
 use super::sample::{matrices, rows_of};
 use super::subject::Ground;
 use crate::error::Result;
 use crate::gguf::TensorInfo;
-use crate::model::{Axis, Producer, Span, TensorName};
+use crate::math::dots::product;
+use crate::model::{Axis, Function, Producer, Span, TensorName};
 
 /// Weight rows that are read at a time.
 const BLOCK: usize = 64;

@@ -2,8 +2,8 @@
 
 use super::describe::mean;
 use super::importance::important;
-use super::product::product;
 use super::record::{Errors, Split, SplitOutput, Test};
+use crate::math::dots::product;
 use crate::math::stats;
 
 /// Output errors of the rows of one matrix, added up.

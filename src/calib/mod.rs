@@ -6,6 +6,7 @@ pub mod hessian;
 mod hessians;
 mod legacy;
 mod moments;
+pub mod ops;
 pub mod perms;
 pub mod resume;
 pub mod run;

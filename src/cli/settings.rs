@@ -33,6 +33,7 @@ fn changes(method: &MethodArgs, rounding: Option<&RoundingArgs>, samples: Option
         rounding: rounding.rounding.map(Into::into),
         damp: rounding.damp.map(|damp| damp.0),
         act_order: (rounding.act_order || rounding.no_act_order).then_some(rounding.act_order),
+        shrink: rounding.shrink.map(|share| share.0),
         refine: rounding.refine,
         memory: rounding.memory.map(|size| Memory(size.0)),
         ..Changes::default()

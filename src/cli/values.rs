@@ -79,6 +79,8 @@ pub(crate) enum RoundingArg {
     Greedy,
     /// Each column makes up for the errors of those before it (GPTQ); needs second moments, for which the text runs a second time
     Gptq,
+    /// GPTQ that also makes up for the rounding of activations (--activations)
+    Gptaq,
 }
 
 /// `--sensitivity`
@@ -96,6 +98,7 @@ impl From<RoundingArg> for RoundingRule {
             RoundingArg::Nearest => RoundingRule::Nearest,
             RoundingArg::Greedy => RoundingRule::Greedy,
             RoundingArg::Gptq => RoundingRule::Gptq,
+            RoundingArg::Gptaq => RoundingRule::Gptaq,
         }
     }
 }
@@ -128,6 +131,20 @@ pub(crate) enum SalienceArg {
     L1,
     /// E[x²]
     L2,
+    /// max|x|
+    Max,
+    /// max x - min x
+    Range,
+    /// Real-PRAQ: by what each input adds to the outputs after the activation function
+    Praq,
+    /// Robust-PRAQ: the same under noise
+    RobustPraq,
+    /// E|x|, the error weighted by FastRPRAQ's importance of each output
+    FastPraq,
+    /// GWH-PRAQ: E|x|, the error weighted by each output after the activation function
+    GwhPraq,
+    /// GWH-PRAQ, second version: half l1 and half praq, the error weighted more sharply
+    GwhPraqV2,
 }
 
 impl From<SalienceArg> for Salience {
@@ -135,6 +152,13 @@ impl From<SalienceArg> for Salience {
         match salience {
             SalienceArg::L1 => Salience::MeanAbs,
             SalienceArg::L2 => Salience::MeanSq,
+            SalienceArg::Max => Salience::Max,
+            SalienceArg::Range => Salience::Range,
+            SalienceArg::Praq => Salience::Praq,
+            SalienceArg::RobustPraq => Salience::RobustPraq,
+            SalienceArg::FastPraq => Salience::FastPraq,
+            SalienceArg::GwhPraq => Salience::GwhPraq,
+            SalienceArg::GwhPraqV2 => Salience::GwhBlend,
         }
     }
 }

@@ -13,8 +13,10 @@ use crate::Result;
 use crate::calib::{ChannelStats, Hessian, Statistics};
 use crate::gguf::{Source, TensorInfo};
 use crate::model::{Arch, Shape, groups};
-use crate::quant::Transform;
-use crate::quant::rounding::{Curvature, Damping, Flipped, Rounded, Rounding, rotated, rotated_mean, unprotected};
+use crate::quant::rounding::{
+    ActivationNoise, Curvature, Damping, Flipped, Rounded, Rounding, rotated, rotated_mean, unprotected,
+};
+use crate::quant::{Activations, Transform};
 use crate::tcq::Codec;
 
 /// Measures second moments: E[x xᵀ] of what enters a weight, in the basis in which the model has it.
@@ -24,6 +26,17 @@ pub trait SecondMoments: Sync {
     /// # Errors
     /// What keeps the model from running.
     fn measure(&self, weights: &BTreeSet<String>) -> Result<BTreeMap<String, Arc<Hessian>>>;
+}
+
+/// The rounding of activations that codes are to make up for.
+#[derive(Clone, Copy)]
+pub struct Noise<'a> {
+    /// Has the sample rows that it is measured on.
+    pub statistics: &'a Statistics,
+    /// How the runtime rounds.
+    pub path: Activations,
+    /// How much of the shrinking that it asks for is done: 0 to 1.
+    pub share: f32,
 }
 
 /// How codes are chosen by their effect on the output.
@@ -36,6 +49,8 @@ pub struct Compensation<'a> {
     pub damp: f64,
     /// Whether columns with the largest second moments are rounded first.
     pub act_order: bool,
+    /// The rounding of activations, if codes are to make up for it (GPTAQ).
+    pub noise: Option<Noise<'a>>,
     /// Bytes that second moments may take at a time; a single input may take more.
     pub memory: u64,
 }
@@ -69,6 +84,9 @@ pub struct OutputError {
     pub nearest: f64,
     /// With the codes that were written.
     pub compensated: f64,
+    /// Whether the rounding of activations was made up for; the errors are then against shrunken weights.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub noise: bool,
     /// How the second moment was made positive definite.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damping: Option<Damping>,
@@ -167,7 +185,25 @@ impl Group {
         let transform = transform.map_or_else(|| Cow::Owned(Transform::default()), Cow::Borrowed);
         let hessian = rotated(&mean, columns, &transform, codec);
         drop(mean);
-        Curvature::new(&hessian, columns, compensation.damp, compensation.act_order)
+        let Compensation { damp, act_order, .. } = *compensation;
+        match self.noise(plan, &transform, codec, compensation) {
+            Some((noise, share)) => Curvature::with_noise(hessian, &noise, share, damp, act_order),
+            None => Curvature::new(&hessian, columns, damp, act_order),
+        }
+    }
+
+    /// The noise of the activations on the sample rows of this input, where it is to be made up for and rows were kept.
+    fn noise(
+        &self,
+        plan: &Conversion,
+        transform: &Transform,
+        codec: Codec,
+        compensation: &Compensation<'_>,
+    ) -> Option<(ActivationNoise, f32)> {
+        let noise = compensation.noise?;
+        let entry = |&index: &usize| noise.statistics.entries.get(&plan.tensors[index].name);
+        let rows = self.tensors.iter().find_map(|index| entry(index)?.rows.as_ref())?;
+        Some((ActivationNoise::measure(rows, transform, noise.path, codec)?, noise.share))
     }
 }
 
@@ -222,6 +258,7 @@ impl AddAssign for OutputSums {
         self.nearest += other.nearest;
         self.compensated += other.compensated;
         self.measure = self.measure.or(other.measure);
+        self.noise |= other.noise;
         self.damping = self.damping.or(other.damping);
     }
 }
@@ -234,21 +271,23 @@ pub(super) struct OutputSums {
     nearest: f64,
     compensated: f64,
     measure: Option<Measure>,
+    noise: bool,
     damping: Option<Damping>,
 }
 
 impl OutputSums {
     /// Adds those of further rows that were rounded.
-    pub(super) fn add(&mut self, rounded: &Rounded, damping: Damping) {
+    pub(super) fn add(&mut self, rounded: &Rounded, curvature: &Curvature) {
         let Rounded { energy, nearest, compensated, .. } = *rounded;
         let measure = Some(Measure::SecondMoment);
-        *self += Self { energy, nearest, compensated, measure, damping: Some(damping) };
+        let (noise, damping) = (curvature.has_noise(), Some(curvature.damping()));
+        *self += Self { energy, nearest, compensated, measure, noise, damping };
     }
 
     /// Adds those of a further row whose codes were flipped.
     pub(super) fn add_flipped(&mut self, flipped: &Flipped) {
         let [energy, nearest, compensated] = [flipped.output, flipped.before, flipped.after].map(|value| value * value);
-        *self += Self { energy, nearest, compensated, measure: Some(Measure::Mean), damping: None };
+        *self += Self { energy, nearest, compensated, measure: Some(Measure::Mean), noise: false, damping: None };
     }
 
     /// The errors relative to the output; `None` for a tensor that was not compensated.
@@ -256,6 +295,6 @@ impl OutputSums {
         let measure = self.measure?;
         let of = |sum: f64| if self.energy > 0.0 { sum / self.energy } else { 0.0 };
         let (nearest, compensated) = (of(self.nearest), of(self.compensated));
-        Some(OutputError { measure, nearest, compensated, damping: self.damping })
+        Some(OutputError { measure, nearest, compensated, noise: self.noise, damping: self.damping })
     }
 }

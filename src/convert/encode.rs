@@ -111,7 +111,7 @@ impl RowRun<'_> {
                 By::Curvature(curvature, rounding) => {
                     let rounded = round_stripes(rows, tiles, curvature, *rounding);
                     error_sq += rounded.error_sq;
-                    output.add(&rounded, curvature.damping());
+                    output.add(&rounded, curvature);
                 }
                 By::Means(means) => {
                     let (mean, open) = means.of_row(self.first + (part * together) as u64);

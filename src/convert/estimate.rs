@@ -39,7 +39,7 @@ pub struct EncodingTime {
 /// As the encoding itself.
 pub fn time_encoding(source: &Source, plan: &Conversion, recipe: &Recipe, codec: Codec) -> Result<EncodingTime> {
     let (encode_seconds, encode_share) = encode_sample(source, plan, codec)?;
-    let gptq = recipe.rounding == RoundingRule::Gptq;
+    let gptq = matches!(recipe.rounding, RoundingRule::Gptq | RoundingRule::Gptaq);
     let round_seconds = if gptq { rounding_time(source, plan, recipe, codec) } else { 0.0 };
     Ok(EncodingTime { encode_seconds, encode_share, round_seconds })
 }

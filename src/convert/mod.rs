@@ -19,7 +19,7 @@ mod stripes;
 mod units;
 mod verify;
 
-pub use compensate::{Codes, Compensation, Measure, OutputError, SecondMoments, compensation_cost};
+pub use compensate::{Codes, Compensation, Measure, Noise, OutputError, SecondMoments, compensation_cost};
 pub use dequantize::{Dequantized, dequantize};
 pub use encode::read_rows;
 pub use estimate::{EncodingTime, time_encoding};

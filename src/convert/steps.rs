@@ -11,6 +11,8 @@ use crate::quant::{Grounds, GroupOutcome, Prepared, Recipe};
 
 /// Why codes are the nearest although others were asked for.
 const NOT_SEEN: &str = "its input was not seen in the text, or what was measured of it is of no use";
+/// Why GPTAQ is GPTQ.
+const NO_ROWS: &str = "there are no sample rows to measure the rounding of activations on";
 /// Why numbers behind a choice are estimates.
 const ESTIMATED: &str = "no statistics of this input: estimated from the weights";
 
@@ -60,6 +62,7 @@ fn scale_record(step: &dyn Step, group: &GroupOutcome) -> StepRecord {
         }
         (Some(scale), _) => {
             record.alpha = scale.alpha;
+            record.fallback.clone_from(&scale.fallback);
             let error_of =
                 |alpha: f64| scale.tried.iter().find(|tried| tried.candidate == alpha).map(|tried| tried.error);
             match scale.alpha.and_then(error_of) {
@@ -105,6 +108,10 @@ fn encoding_steps(loss: &TensorLoss, recipe: &Recipe) -> [StepRecord; 3] {
                 Measure::SecondMoment => "second-moment",
             };
             let round = round.measured(measure, Some(output.nearest), output.compensated);
+            let round = match output.noise {
+                false if recipe.rounding == RoundingRule::Gptaq => round.instead("gptq", NO_ROWS),
+                _ => round,
+            };
             let round = match output.damping.filter(|damping| damping.retries > 0) {
                 Some(damping) => {
                     let done = round.done;
@@ -146,7 +153,7 @@ mod tests {
 
     fn scale(alpha: Option<f64>, tried: &[(f64, f64)]) -> ScaleOutcome {
         let tried = tried.iter().map(|&(candidate, error)| Measured { candidate, error }).collect();
-        ScaleOutcome { alpha, min: 0.5, max: 2.0, tried }
+        ScaleOutcome { salience: None, fallback: None, alpha, min: 0.5, max: 2.0, tried }
     }
 
     /// Step by step: asked, done, fallback.

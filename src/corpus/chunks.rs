@@ -6,11 +6,11 @@
 
 use std::ops::Range;
 
-use super::random::{below, shuffled, stream};
 use super::{Corpus, Cut, Part, Piece};
 use crate::Result;
 use crate::error::{CorpusError, ModelError};
 use crate::llama::Model;
+use crate::util::random::{below, shuffled, stream};
 
 /// The name of the random stream that chooses chunks.
 const STREAM: &str = "calibration chunks";

@@ -20,7 +20,6 @@ mod fetch;
 mod http;
 mod load;
 pub mod overlap;
-mod random;
 mod read;
 pub mod report;
 pub mod rules;

@@ -2,8 +2,8 @@
 
 use std::str::FromStr;
 
-use super::random;
 use super::read::Sample;
+use crate::util::random;
 
 /// Texts of this many characters or fewer are left out by [`Rule::Texts`], blanks at the ends not counted.
 pub const SHORT_TEXT: usize = 100;

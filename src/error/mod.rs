@@ -12,6 +12,7 @@ mod gguf;
 mod llama;
 mod mixed;
 mod model;
+mod ops;
 mod recipe;
 mod report;
 
@@ -28,6 +29,7 @@ pub use gguf::GgufError;
 pub use llama::LlamaError;
 pub use mixed::MixedError;
 pub use model::ModelError;
+pub use ops::OpsError;
 pub use recipe::RecipeError;
 pub use report::ReportError;
 
@@ -114,6 +116,9 @@ pub enum Error {
     /// llama.cpp refused something.
     #[error(transparent)]
     Llama(#[from] LlamaError),
+    /// Operands of a calibration operation do not fit.
+    #[error(transparent)]
+    Ops(#[from] OpsError),
     /// A result cannot be shown.
     #[error(transparent)]
     Report(#[from] ReportError),
@@ -155,6 +160,7 @@ impl Error {
             Error::Mixed(error) => error.class(),
             Error::Recipe(error) => error.class(),
             Error::Llama(error) => error.class(),
+            Error::Ops(error) => error.class(),
             Error::Report(_) => Class::Failed,
             Error::Usage { .. } => Class::Usage,
             Error::Interrupted => Class::Interrupted,
@@ -184,6 +190,7 @@ impl Error {
             Error::Mixed(error) => error.hint(),
             Error::Recipe(error) => error.hint(),
             Error::Llama(error) => error.hint(),
+            Error::Ops(error) => error.hint(),
             Error::Report(error) => error.hint(),
             Error::Usage { hint, .. } => hint.clone(),
             Error::Interrupted => None,

@@ -43,7 +43,9 @@ pub fn probe(
             let vocab = model.vocab_size();
             let rows = own.par_chunks_exact(vocab).zip(base.par_chunks_exact(vocab)).zip(&chunk[first + 1..]);
             let found: Vec<f64> = rows.map(|((row, base), &target)| compare(row, base, target as usize).kld).collect();
-            found.iter().for_each(|&kld| moments.add(kld));
+            for kld in found {
+                moments.add(kld);
+            }
             if !moments.sum.is_finite() {
                 return Err(ModelError::LogitsNotFinite { path: model.path().to_path_buf(), chunk: index }.into());
             }

@@ -1,6 +1,7 @@
 //! Mathematics without knowledge of files or models.
 
 pub mod cholesky;
+pub mod dots;
 pub mod hadamard;
 pub mod permutation;
 pub mod products;

@@ -3,6 +3,7 @@
 //! Weights are read once, in blocks, and their pages are given back; sums do not depend on the number of threads.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -31,8 +32,10 @@ pub struct Weights<'a> {
 /// What is known about the channels of a group.
 pub(super) struct Evidence {
     pub(super) channels: Channels,
-    /// E|x|, where it was measured.
+    /// E|x|, where it was measured; so was max|x| then.
     pub(super) mean_abs: Option<Vec<f64>>,
+    /// max x - min x, where it was measured.
+    pub(super) range: Option<Vec<f64>>,
     pub(super) grounds: Grounds,
 }
 
@@ -42,15 +45,25 @@ pub(super) type Estimates = BTreeMap<String, Vec<f64>>;
 impl Weights<'_> {
     /// Reads the tensor in blocks of rows, in parallel, and returns what `each` makes of them, in the order of the rows.
     fn blocks<T: Send>(&self, tensor: &TensorInfo, each: impl Fn(u64, &[f32]) -> T + Sync) -> Result<Vec<T>> {
-        let (columns, rows) = (tensor.columns().max(1), tensor.rows());
+        self.blocks_of(tensor, 0..tensor.rows(), each)
+    }
+
+    /// The same for some of its rows; `each` gets the index of a block's first row and its values.
+    pub(super) fn blocks_of<T: Send>(
+        &self,
+        tensor: &TensorInfo,
+        rows: Range<u64>,
+        each: impl Fn(u64, &[f32]) -> T + Sync,
+    ) -> Result<Vec<T>> {
+        let columns = tensor.columns().max(1);
         let step = (BLOCK / columns).max(1);
         let block = |block: u64| {
-            let first = block * step;
-            let mut values = vec![0.0; (step.min(rows - first) * columns) as usize];
+            let first = rows.start + block * step;
+            let mut values = vec![0.0; (step.min(rows.end - first) * columns) as usize];
             (self.read)(tensor, first, &mut values)?;
             Ok(each(first, &values))
         };
-        let done = (0..rows.div_ceil(step)).into_par_iter().map(block).collect();
+        let done = (0..(rows.end - rows.start).div_ceil(step)).into_par_iter().map(block).collect();
         self.source.release(tensor, 0..tensor.bytes as usize);
         done
     }
@@ -170,9 +183,17 @@ pub(super) fn measured(statistics: &Statistics, tensors: &[String], weight_sq: &
         mean_sq.iter().map(|x| x.sqrt()).collect()
     };
     let mean_abs = complete.then(|| mean(|entry| &entry.sum_abs));
+    let range = |j| {
+        let reach = |[low, high]: [f32; 2], (min, max): (f32, f32)| [low.min(min), high.max(max)];
+        let ranges: Option<Vec<(f32, f32)>> = entries(statistics, tensors).map(|entry| entry.range(j)).collect();
+        let [low, high] = ranges?.into_iter().fold([f32::INFINITY, f32::NEG_INFINITY], reach);
+        Some(f64::from(high) - f64::from(low))
+    };
+    let range = (0..columns).map(range).collect();
     Some(Evidence {
         channels: Channels { abs_max, mean_sq, weight_sq: weight_sq.to_vec() },
         mean_abs,
+        range,
         grounds: Grounds::Statistics,
     })
 }
@@ -180,5 +201,10 @@ pub(super) fn measured(statistics: &Statistics, tensors: &[String], weight_sq: &
 /// Evidence from an estimate of `E[x²]`.
 pub(super) fn estimated(mean_sq: Vec<f64>, weight_sq: Vec<f64>) -> Evidence {
     let abs_max = mean_sq.iter().map(|x| x.sqrt()).collect();
-    Evidence { channels: Channels { abs_max, mean_sq, weight_sq }, mean_abs: None, grounds: Grounds::Structure }
+    Evidence {
+        channels: Channels { abs_max, mean_sq, weight_sq },
+        mean_abs: None,
+        range: None,
+        grounds: Grounds::Structure,
+    }
 }

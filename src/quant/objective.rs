@@ -5,14 +5,13 @@
 
 use super::activation::Activations;
 use crate::math::Permutation;
+pub(super) use crate::math::dots::product;
 use crate::tcq::{CHUNK, Codec, TILE_ROWS, Tile};
 
 /// Rows of each matrix that take part.
 pub const WEIGHT_ROWS: usize = 64;
 /// Sample rows that take part, of each part.
 pub const SAMPLE_ROWS: usize = 128;
-/// Lanes of a dot product: sums do not depend on the machine's vector length.
-const LANES: usize = 32;
 
 /// Weights that see the same sample rows.
 #[derive(Debug)]
@@ -20,6 +19,16 @@ struct Part {
     rows: Vec<f32>,
     weights: Vec<f32>,
     outputs: Vec<f32>,
+    importance: Option<Vec<f32>>,
+}
+
+/// What an objective measures on, beyond rows and weights.
+#[derive(Debug, Clone, Default)]
+pub struct Emphasis {
+    /// The rows that the quantised weights see in place of the sample rows (which still give the outputs aimed at): with noise, for instance.
+    pub seen: Option<Vec<f32>>,
+    /// How much each weight row's output counts; ones if there is none. Errors with and without it do not compare.
+    pub importance: Option<Vec<f32>>,
 }
 
 /// An objective for one input group.
@@ -47,10 +56,20 @@ impl Objective {
     /// # Panics
     /// If either is not whole rows.
     pub fn add(&mut self, rows: Vec<f32>, weights: Vec<f32>) {
+        self.add_weighted(rows, weights, Emphasis::default());
+    }
+
+    /// The same, with rows that differ from those seen, or outputs that do not all count alike.
+    ///
+    /// # Panics
+    /// If rows or weights are not whole rows, there are not as many rows seen, or not as many importances as weight rows.
+    pub fn add_weighted(&mut self, rows: Vec<f32>, weights: Vec<f32>, Emphasis { seen, importance }: Emphasis) {
         assert!(rows.len().is_multiple_of(self.columns) && weights.len().is_multiple_of(self.columns * TILE_ROWS));
+        assert!(seen.as_ref().is_none_or(|seen| seen.len() == rows.len()));
+        assert!(importance.as_ref().is_none_or(|importance| importance.len() == weights.len() / self.columns));
         let outputs = product(&rows, &weights, self.columns);
-        self.output_sq += outputs.iter().map(|&y| f64::from(y) * f64::from(y)).sum::<f64>();
-        self.parts.push(Part { rows, weights, outputs });
+        self.output_sq += energy(outputs.iter().copied(), importance.as_deref());
+        self.parts.push(Part { rows: seen.unwrap_or(rows), weights, outputs, importance });
     }
 
     /// Whether there is nothing to measure on.
@@ -87,7 +106,7 @@ impl Objective {
             self.codec.decode_rows(&tiles, self.columns, tile_rows);
         }
         let outputs = product(&rows, &weights, self.columns);
-        outputs.iter().zip(&part.outputs).map(|(&a, &b)| f64::from(a - b) * f64::from(a - b)).sum()
+        energy(outputs.iter().zip(&part.outputs).map(|(a, b)| a - b), part.importance.as_deref())
     }
 }
 
@@ -110,22 +129,13 @@ fn changed(rows: &[f32], columns: usize, scale: Option<&[f32]>, order: Option<&P
     gathered
 }
 
-/// All dot products of the rows of `a` with those of `b`.
-pub(super) fn product(a: &[f32], b: &[f32], columns: usize) -> Vec<f32> {
-    a.chunks_exact(columns).flat_map(|x| b.chunks_exact(columns).map(|w| dot(x, w))).collect()
-}
-
-/// A dot product in a fixed order of additions, without fused multiply-add.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0f32; LANES];
-    for (a, b) in a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0) {
-        for lane in 0..LANES {
-            sums[lane] += a[lane] * b[lane];
-        }
+/// The sum of squares of outputs, row after row, each times the importance of its channel.
+fn energy(outputs: impl Iterator<Item = f32>, importance: Option<&[f32]>) -> f64 {
+    let squares = outputs.map(|y| f64::from(y) * f64::from(y));
+    match importance {
+        None => squares.sum(),
+        Some(importance) => squares.zip(importance.iter().cycle()).map(|(sq, &weight)| sq * f64::from(weight)).sum(),
     }
-    let rest = a.len() / LANES * LANES;
-    let tail: f32 = a[rest..].iter().zip(&b[rest..]).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f32>() + tail
 }
 
 #[cfg(test)]
@@ -173,6 +183,39 @@ mod tests {
         let mut indices: Vec<i64> = (0..512).collect();
         (0..6).for_each(|i| indices.swap(i * 10, 256 + i));
         assert!(objective.error(None, Some(&Permutation::new(&indices).unwrap())) < plain);
+    }
+
+    #[test]
+    fn an_output_that_counts_for_nothing_does_not_and_ones_change_nothing() {
+        let (rows, weights) = (noise(8 * 256, 5), noise(16 * 256, 6));
+        let error = |weights: &[f32], emphasis: Emphasis| {
+            let mut objective = Objective::new(256, Codec::new(Encoder::Default), Activations::None);
+            objective.add_weighted(rows.clone(), weights.to_vec(), emphasis);
+            objective.error(None, None)
+        };
+        let with = |importance: Vec<f32>| Emphasis { importance: Some(importance), ..Emphasis::default() };
+        let plain = error(&weights, Emphasis::default());
+        assert_eq!(error(&weights, with(vec![1.0; 16])), plain);
+        let halves = [vec![1.0; 8], vec![0.0; 8]].concat();
+        let (first, masked) = (error(&weights[..8 * 256], Emphasis::default()), error(&weights, with(halves)));
+        assert!(
+            (first - masked).abs() < 1e-6 * first && (first - plain).abs() > 1e-6 * first,
+            "{first} {masked} {plain}"
+        );
+    }
+
+    #[test]
+    fn rows_seen_with_noise_add_its_energy() {
+        let (rows, weights) = (noise(8 * 256, 5), noise(8 * 256, 6));
+        let seen: Vec<f32> = rows.iter().zip(noise(8 * 256, 7)).map(|(x, e)| x + 0.3 * e).collect();
+        let error = |seen: Option<Vec<f32>>| {
+            let mut objective = Objective::new(256, Codec::new(Encoder::Default), Activations::None);
+            objective.add_weighted(rows.clone(), weights.clone(), Emphasis { seen, ..Emphasis::default() });
+            objective.error(None, None)
+        };
+        let added = error(Some(seen)) - error(None);
+        // The noise has .09 of the energy of the rows.
+        assert!((0.06..0.12).contains(&added), "{added}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::permute::Order;
+use super::salience::Salience;
 
 /// Where the numbers behind a choice come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -29,13 +30,17 @@ pub enum Applied {
 pub struct Measured<T> {
     /// The candidate.
     pub candidate: T,
-    /// The relative squared output error.
+    /// The relative squared output error; weighted, and not to be compared with others, where the salience weighs outputs.
     pub error: f64,
 }
 
 /// The scale of a group.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ScaleOutcome {
+    /// What the scale follows; none for the closed form, which follows `E[x²]` and the weights.
+    pub salience: Option<Salience>,
+    /// Why that is not what was asked for, or not all of it.
+    pub fallback: Option<String>,
     /// The exponent that AWQ's search chose; none for the closed form.
     pub alpha: Option<f64>,
     /// The smallest factor.

@@ -12,6 +12,7 @@ use super::fold::{Folding, stream_obstacle};
 use super::generic::prove_norms;
 use super::outcome::{Applied, GroupOutcome, Measured};
 use super::permute::{Channels, Order, permutation};
+use super::salience::weigh::Gates;
 use super::settings::{Apply, Orders, Scales, Settings};
 use super::study::{Ground, Study, is_measured, simplest};
 use super::transform::Transform;
@@ -72,7 +73,9 @@ pub fn prepare(
         Apply::Runtime => None,
     };
     let estimates = estimates(&all, weights)?;
-    let ground = Ground { weights, statistics, estimates: &estimates, settings, stream: obstacle.as_deref() };
+    let gates = Gates::new(&all, &arch);
+    let ground =
+        Ground { weights, statistics, estimates: &estimates, settings, gates: &gates, stream: obstacle.as_deref() };
     let wanted: Vec<&InputGroup> =
         all.iter().filter(|group| group.readers.iter().any(|name| settings.targets.contains(name))).collect();
     progress.begin("choosing scales and orders", wanted.len() as u64, Unit::Items);
@@ -306,6 +309,7 @@ fn notes(studies: &[Study], ground: &Ground<'_>, stream: bool) -> Vec<String> {
             scaled - searched
         ));
     }
+    notes.extend(saliences(studies));
     let unmeasured =
         studies.iter().filter(|study| study.outcome.applied.is_some() && study.outcome.orders_tried.is_empty()).count();
     if settings.orders == Orders::Auto && unmeasured > 0 {
@@ -318,4 +322,18 @@ fn notes(studies: &[Study], ground: &Ground<'_>, stream: bool) -> Vec<String> {
         notes.push("the residual stream has another order: adapters, control vectors and vision encoders of the original do not fit".into());
     }
     notes
+}
+
+/// Where AWQ followed something else than it was asked to, or part of it: each reason once. The names of tensors would make every reason another.
+fn saliences(studies: &[Study]) -> Vec<String> {
+    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+    for scale in
+        studies.iter().filter_map(|study| study.outcome.scale.as_ref()).filter(|scale| scale.salience.is_some())
+    {
+        let Some(reason) = &scale.fallback else { continue };
+        let reason =
+            if reason.contains('`') { "some importances could not be measured (see the record)" } else { reason };
+        *reasons.entry(reason).or_default() += 1;
+    }
+    reasons.into_iter().map(|(reason, count)| format!("{count} input groups: {reason}")).collect()
 }

@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 use super::activation::Activations;
 use super::evidence::Weights;
 use super::input::InputRounding;
-use super::objective::product;
 use super::study::{experts, sampled_rows, sampled_weights};
 use super::transform::Transform;
 use crate::calib::Statistics;
 use crate::error::Result;
 use crate::gguf::{GgmlType, TensorInfo};
 use crate::llama;
+use crate::math::dots::product;
 use crate::model::mappings::{Meets, meets_stream};
 use crate::model::{Role, TensorName};
 use crate::tcq::{CHUNK, Codec, TILE_ROWS, Tile};
@@ -98,7 +98,9 @@ impl Sampler<'_> {
         let order = transform.columns.as_ref().map(|order| (order, order.inverse()));
         let mut gathered = vec![0.0; columns];
         for row in rows.chunks_exact_mut(columns) {
-            scale.iter().for_each(|scale| row.iter_mut().zip(*scale).for_each(|(value, factor)| *value *= factor));
+            if let Some(scale) = scale {
+                row.iter_mut().zip(scale).for_each(|(value, factor)| *value *= factor);
+            }
             if let Some((order, _)) = &order {
                 order.gather(row, &mut gathered);
                 row.copy_from_slice(&gathered);
@@ -110,7 +112,9 @@ impl Sampler<'_> {
                 back.gather(row, &mut gathered);
                 row.copy_from_slice(&gathered);
             }
-            scale.iter().for_each(|scale| row.iter_mut().zip(*scale).for_each(|(value, factor)| *value /= factor));
+            if let Some(scale) = scale {
+                row.iter_mut().zip(scale).for_each(|(value, factor)| *value /= factor);
+            }
         }
         Ok(rows)
     }
@@ -155,7 +159,9 @@ impl Sampler<'_> {
         if total <= 0.0 {
             return Ok(None);
         }
-        errors.iter_mut().for_each(|error| *error /= total);
+        for error in &mut errors {
+            *error /= total;
+        }
         let rows = tensor.rows() / tensor.matrices();
         let energy = total / outputs as f64 * rows as f64;
         Ok(Some(Sensitivity { tensor: tensor.name.clone(), energy, errors, influence: 0.0 }))

@@ -6,21 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::activation::Activations;
 use super::permute::Order;
+pub use super::salience::Salience;
 use super::step::Step;
 use crate::math::Permutation;
 use crate::tcq::Codec;
-
-/// What AWQ takes for the importance of a channel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub enum Salience {
-    /// E|x|.
-    #[default]
-    #[serde(rename = "l1")]
-    MeanAbs,
-    /// `E[x²]`.
-    #[serde(rename = "l2")]
-    MeanSq,
-}
 
 /// Which channel scales.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

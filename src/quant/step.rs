@@ -230,6 +230,7 @@ impl Step for RoundingRule {
             RoundingRule::Nearest => "nearest",
             RoundingRule::Greedy => "greedy",
             RoundingRule::Gptq => "gptq",
+            RoundingRule::Gptaq => "gptaq",
         }
     }
 
@@ -238,7 +239,13 @@ impl Step for RoundingRule {
             RoundingRule::Nearest => Needs::NOTHING,
             RoundingRule::Greedy => Needs::MEANS,
             RoundingRule::Gptq => Needs::SECOND_MOMENTS,
+            RoundingRule::Gptaq => Needs::SECOND_MOMENTS | Needs::ROWS,
         }
+    }
+
+    /// Without sample rows GPTAQ is GPTQ.
+    fn requires(&self) -> Needs {
+        if *self == RoundingRule::Gptaq { Needs::SECOND_MOMENTS } else { self.needs() }
     }
 }
 

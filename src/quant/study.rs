@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use super::evidence::{Estimates, Evidence, Weights, estimated, measured};
 use super::fold::columns_order;
-use super::objective::{Objective, SAMPLE_ROWS, sample_of};
+use super::objective::{Emphasis, Objective, SAMPLE_ROWS, sample_of};
 use super::outcome::{Applied, Grounds, GroupOutcome, Measured, ScaleOutcome};
 use super::permute::{Channels, Order, permutation, permutation_in_spans};
+use super::salience::measure::Found;
+use super::salience::weigh::Gates;
 use super::scale::{awq, closed_form, pooled};
-use super::settings::{Apply, Orders, Salience, Scales, Settings};
+use super::settings::{Apply, Orders, Scales, Settings};
 use super::step::Needs;
 use crate::calib::{SampleRows, Statistics};
 use crate::error::Result;
@@ -26,6 +28,8 @@ const NOISE: f64 = 0.01;
 /// What was found out about a group.
 pub(super) struct Study {
     pub(super) evidence: Evidence,
+    /// What AWQ's search follows, if there is one.
+    salience: Option<Found>,
     pub(super) scale: Option<Vec<f32>>,
     /// The order of the channels that make the activation (of its columns, where the runtime applies it).
     pub(super) order: Option<Permutation>,
@@ -36,7 +40,25 @@ pub(super) struct Study {
 struct Part<'a> {
     rows: &'a Arc<SampleRows>,
     expert: Option<u32>,
+    x: Vec<f32>,
     weights: Vec<f32>,
+    /// How much each weight row's output counts.
+    importance: Vec<f32>,
+    weighted: bool,
+}
+
+impl<'a> Part<'a> {
+    fn new(rows: &'a Arc<SampleRows>, expert: Option<u32>) -> Self {
+        let x = sampled_rows(rows, expert);
+        Self { rows, expert, x, weights: Vec::new(), importance: Vec::new(), weighted: false }
+    }
+
+    /// Adds weight rows; they count alike if there is no `importance`.
+    fn add(&mut self, weights: Vec<f32>, columns: usize, importance: Option<Vec<f32>>) {
+        self.weighted |= importance.is_some();
+        self.importance.extend(importance.unwrap_or_else(|| vec![1.0; weights.len() / columns]));
+        self.weights.extend(weights);
+    }
 }
 
 /// Everything that the studies of all groups share.
@@ -46,6 +68,7 @@ pub(super) struct Ground<'a> {
     pub(super) statistics: Option<&'a Statistics>,
     pub(super) estimates: &'a Estimates,
     pub(super) settings: &'a Settings,
+    pub(super) gates: &'a Gates,
     /// Why the residual stream keeps its order, if it does (only where orders are folded).
     pub(super) stream: Option<&'a str>,
 }
@@ -73,10 +96,11 @@ impl Ground<'_> {
             orders_tried: Vec::new(),
             error: None,
         };
-        let mut study = Study { evidence, scale: None, order: None, outcome };
+        let mut study = Study { evidence, salience: None, scale: None, order: None, outcome };
         let steps = self.settings.steps();
         let measures = steps.iter().any(|step| step.needs().covers(Needs::ROWS));
         let objective = if measures { self.objective(group, &study.outcome.tensors)? } else { None };
+        study.salience = self.followed_salience(group, objective.is_some(), &study)?;
         let mut bench = Bench { ground: self, group, objective: objective.as_ref(), study: &mut study };
         for step in steps {
             step.prepare(&mut bench);
@@ -97,15 +121,21 @@ impl Ground<'_> {
             let Some(rows) = statistics.entries.get(name).and_then(|entry| entry.rows.as_ref()) else { continue };
             for expert in experts(tensor, rows) {
                 let weights = sampled_weights(self.weights, tensor, expert.unwrap_or(0))?;
-                match parts.iter_mut().find(|part| Arc::ptr_eq(part.rows, rows) && part.expert == expert) {
-                    Some(part) => part.weights.extend(weights),
-                    None => parts.push(Part { rows, expert, weights }),
-                }
+                let known = parts.iter().position(|part| Arc::ptr_eq(part.rows, rows) && part.expert == expert);
+                let at = known.unwrap_or_else(|| {
+                    parts.push(Part::new(rows, expert));
+                    parts.len() - 1
+                });
+                let part = &mut parts[at];
+                let importance = self.output_weights(tensor, expert.unwrap_or(0), &weights, &part.x)?;
+                part.add(weights, columns, importance);
             }
         }
         let mut objective = Objective::new(columns, self.settings.codec, self.settings.activations);
         for part in parts {
-            objective.add(sampled_rows(part.rows, part.expert), part.weights);
+            let seen = self.seen(&part.x, &format!("{} {}", group.key, part.expert.unwrap_or(0)));
+            let importance = part.weighted.then_some(part.importance);
+            objective.add_weighted(part.x, part.weights, Emphasis { seen, importance });
         }
         Ok(Some(objective).filter(|objective| !objective.is_empty()))
     }
@@ -129,16 +159,23 @@ impl Ground<'_> {
             None => values.to_vec(),
             Some(shared) => pooled(values, shared, makers_of(shared)),
         };
-        let (scale, alpha, tried) = match (scales, objective) {
-            (Scales::Awq { salience, steps }, Some(objective)) => {
-                let measured = study.evidence.mean_abs.as_deref().filter(|_| salience == Salience::MeanAbs);
-                let salience = pool(measured.unwrap_or(&channels.mean_sq));
-                self.search(group, objective, channels, steps, |alpha| spread(awq(&salience, alpha)))
-            }
-            _ => (spread(closed_form(&pool(&channels.mean_sq), &pool(&channels.weight_sq))), None, Vec::new()),
-        };
+        let mut outcome =
+            ScaleOutcome { salience: None, fallback: None, alpha: None, min: 1.0, max: 1.0, tried: Vec::new() };
+        let scale =
+            if let (Scales::Awq { steps, .. }, Some(objective), Some(found)) = (scales, objective, &study.salience) {
+                (outcome.salience, outcome.fallback) = (Some(found.followed), found.fallback.clone());
+                let salience = pool(&found.values);
+                self.search(group, objective, channels, steps, &mut outcome, |alpha| spread(awq(&salience, alpha)))
+            } else {
+                if let Scales::Awq { salience, .. } = scales {
+                    outcome.fallback =
+                        Some(format!("no sample rows to search on: the closed form instead of {}", salience.name()));
+                }
+                spread(closed_form(&pool(&channels.mean_sq), &pool(&channels.weight_sq)))
+            };
         let range = |pick: fn(f32, f32) -> f32| scale.iter().copied().fold(1.0, pick);
-        study.outcome.scale = Some(ScaleOutcome { alpha, min: range(f32::min), max: range(f32::max), tried });
+        (outcome.min, outcome.max) = (range(f32::min), range(f32::max));
+        study.outcome.scale = Some(outcome);
         study.scale = Some(scale).filter(|scale| scale.iter().any(|&factor| factor != 1.0));
     }
 
@@ -149,15 +186,16 @@ impl Ground<'_> {
         objective: &Objective,
         channels: &Channels,
         steps: u32,
+        outcome: &mut ScaleOutcome,
         scale_of: impl Fn(f64) -> Vec<f32>,
-    ) -> (Vec<f32>, Option<f64>, Vec<Measured<f64>>) {
+    ) -> Vec<f32> {
         let order = match &self.settings.orders {
             Orders::Fixed(order) => *order,
             Orders::Auto => Order::Zigzag,
             Orders::Given(_) => Order::None,
         };
         let steps = steps.max(1);
-        let mut tried = Vec::new();
+        let tried = &mut outcome.tried;
         for step in 0..=steps {
             let alpha = f64::from(step) / f64::from(steps);
             let scale = scale_of(alpha);
@@ -166,7 +204,8 @@ impl Ground<'_> {
             tried.push(Measured { candidate: alpha, error: objective.error(Some(&scale), columns.as_ref()) });
         }
         let best = tried.iter().min_by(|a, b| a.error.total_cmp(&b.error)).map_or(0.0, |best| best.candidate);
-        (scale_of(best), Some(best), tried)
+        outcome.alpha = Some(best);
+        scale_of(best)
     }
 
     /// Chooses the order, unless the residual stream chooses it for the group.

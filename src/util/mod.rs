@@ -4,4 +4,5 @@ pub mod atomic_file;
 pub mod hash;
 pub mod interrupt;
 pub mod progress;
+pub(crate) mod random;
 pub mod units;

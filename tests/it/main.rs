@@ -5,6 +5,7 @@
 mod analysis;
 mod browser;
 mod calib;
+mod calibration_ops;
 #[cfg(feature = "llama")]
 mod cli;
 mod cli_analyze;
@@ -46,5 +47,6 @@ mod report;
 mod rewrite;
 mod rounding;
 mod safety;
+mod salience;
 mod support;
 mod tiny_forward;

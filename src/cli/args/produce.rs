@@ -26,6 +26,9 @@ pub(crate) struct RoundingArgs {
     /// Round the columns in their order
     #[arg(long, overrides_with = "act_order")]
     pub(crate) no_act_order: bool,
+    /// How much of the shrinking of weights `--rounding gptaq` does, as a share of what the least error asks for [default: 1]
+    #[arg(long, value_name = "SHARE")]
+    pub(crate) shrink: Option<Margin>,
     /// Rounds of refitting scales and moving single codes after GPTQ [default: 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=100))]
     pub(crate) refine: Option<u32>,

@@ -79,7 +79,7 @@ pub(crate) struct MethodArgs {
     /// Channel scales, folded into the tensors that produce the activations [default: closed-form; none without statistics]
     #[arg(long, value_enum)]
     pub(crate) scales: Option<ScalesArg>,
-    /// What AWQ calls salient: E|x| or E[x²] [default: l2]
+    /// What AWQ calls salient [default: l2]
     #[arg(long, value_enum)]
     pub(crate) salience: Option<SalienceArg>,
     /// Steps of AWQ's grid over α [default: 20]

@@ -15,8 +15,8 @@ use crate::calib::Statistics;
 use crate::cli::args::ProductionArgs;
 use crate::cli::{Outcome, Session, settings};
 use crate::convert::{
-    CalibrationValue, Codes, Compensation, Conversion, Converted, Job, Measure, OutputError, Provenance, SecondMoments,
-    TensorLoss, convert, output_metadata,
+    CalibrationValue, Codes, Compensation, Conversion, Converted, Job, Measure, Noise, OutputError, Provenance,
+    SecondMoments, TensorLoss, convert, output_metadata,
 };
 use crate::error::{Class, ConvertError, Result};
 use crate::gguf::{Plan, Source};
@@ -142,11 +142,16 @@ impl Production<'_> {
             self.session.progress.note(notice);
         }
         let codes = match (recipe.rounding, statistics, evidence.moments) {
-            (RoundingRule::Gptq, _, Some(moments)) => Codes::Gptq(Compensation {
+            (RoundingRule::Gptq | RoundingRule::Gptaq, _, Some(moments)) => Codes::Gptq(Compensation {
                 moments,
                 rounding: recipe.moves(),
                 damp: recipe.damp,
                 act_order: recipe.act_order,
+                noise: statistics.filter(|_| recipe.rounding == RoundingRule::Gptaq).map(|statistics| Noise {
+                    statistics,
+                    path: recipe.activations,
+                    share: recipe.shrink as f32,
+                }),
                 memory: recipe.memory.0,
             }),
             (RoundingRule::Greedy, Some(statistics), _) => Codes::Greedy(statistics),

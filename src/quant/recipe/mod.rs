@@ -70,6 +70,8 @@ pub enum RoundingRule {
     Greedy,
     /// Error feedback by the second moments of the inputs.
     Gptq,
+    /// GPTQ that also makes up for the rounding of activations.
+    Gptaq,
 }
 
 /// How much work goes into the weights.
@@ -138,6 +140,8 @@ recipe! {
     damp: f64, "parse::share";
     /// Whether GPTQ rounds the columns with the largest second moments first.
     act_order: bool;
+    /// How much of the shrinking of weights is done that GPTAQ asks for against the noise of activations: 0 is none, 1 all.
+    shrink: f64, "parse::share";
     /// Rounds of refitting scales and moving single codes after GPTQ.
     refine: u32, "parse::whole::<_, 0, 100>";
     /// Chunks of calibration text, at most.
@@ -158,6 +162,7 @@ pub const BALANCED: Recipe = Recipe {
     rounding: RoundingRule::Nearest,
     damp: 0.01,
     act_order: true,
+    shrink: 1.0,
     refine: 2,
     samples: 32,
     memory: Memory(4 << 30),

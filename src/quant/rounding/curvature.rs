@@ -3,8 +3,9 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::noise::ActivationNoise;
 use crate::math::cholesky::cholesky;
-use crate::math::products::TOGETHER;
+use crate::math::products::{LANES, Lane, TOGETHER, add_products, add_scaled};
 
 /// The largest damping that is tried, as a share of the mean of the diagonal.
 const MOST_DAMPING: f64 = 1.0;
@@ -57,6 +58,10 @@ pub struct Curvature {
     hessian: Slabs,
     order: Vec<u32>,
     feedback: Slabs,
+    /// R_kk² by position.
+    pivots: Vec<f32>,
+    /// What noise takes from each column.
+    lost: Option<Vec<f32>>,
     damping: Damping,
 }
 
@@ -91,9 +96,39 @@ impl Curvature {
         };
         let added = (damping.share * mean) as f32;
         let feedback = feedback(&factor, columns);
+        let pivot = |k: usize| factor[(columns - 1 - k) * (columns + 1)];
+        let pivots = (0..columns).map(|k| (pivot(k) * pivot(k)) as f32).collect();
         drop(factor);
         let hessian = Slabs::new(columns, |i, j| hessian[i * columns + j] + if i == j { added } else { 0.0 });
-        Some(Self { columns, hessian, order, feedback, damping })
+        Some(Self { columns, hessian, order, feedback, pivots, lost: None, damping })
+    }
+
+    /// [`Self::new`] of the second moment of inputs that noise is added to, the target still being the output without noise (GPTAQ, for a noise that is
+    /// known by its power). `share` of what the weights would shrink by is made up for; 0 leaves them as they are.
+    ///
+    /// # Panics
+    /// As [`Self::new`], and if noise and `hessian` differ in columns.
+    pub fn with_noise(
+        mut hessian: Vec<f32>,
+        noise: &ActivationNoise,
+        share: f32,
+        damp: f64,
+        act_order: bool,
+    ) -> Option<Self> {
+        noise.add_to(&mut hessian);
+        let columns = noise.power.len();
+        let lost = noise.lost().iter().map(|lost| lost * share).collect();
+        Some(Self { lost: Some(lost), ..Self::new(&hessian, columns, damp, act_order)? })
+    }
+
+    /// Whether noise of the inputs is made up for.
+    pub fn has_noise(&self) -> bool {
+        self.lost.is_some()
+    }
+
+    /// What noise takes from each column, times the share that is made up for.
+    pub(super) fn lost(&self) -> Option<&[f32]> {
+        self.lost.as_deref()
     }
 
     /// The number of columns.
@@ -114,6 +149,35 @@ impl Curvature {
     /// H, damping included.
     pub(super) fn hessian(&self) -> &Slabs {
         &self.hessian
+    }
+
+    /// Solves v H = `rows` in place: values column after column, for each row.
+    ///
+    /// With U the feedback plus the identity and P the pivots, both by position, H = U P Uᵀ.
+    pub(super) fn solve(&self, rows: &mut [Lane]) {
+        let mut values: Vec<Lane> = self.order.iter().map(|&column| rows[column as usize]).collect();
+        for at in (0..self.columns).step_by(TOGETHER).rev() {
+            let factors = self.feedback.slab(at);
+            for k in (0..TOGETHER).rev() {
+                let value = values[at + k];
+                values[..at + k].iter_mut().zip(factors).for_each(|(sums, f)| add_scaled(sums, -f[k], &value));
+            }
+        }
+        for (value, pivot) in values.iter_mut().zip(&self.pivots) {
+            value.iter_mut().for_each(|value| *value /= pivot);
+        }
+        for at in (0..self.columns).step_by(TOGETHER) {
+            let factors = self.feedback.slab(at);
+            let mut sums = [[0.0; LANES]; TOGETHER];
+            add_products(&mut sums, &factors[..at], &values[..at]);
+            for k in 0..TOGETHER {
+                for (earlier, value) in values[at..at + k].iter().enumerate() {
+                    add_scaled(&mut sums[k], factors[at + earlier][k], value);
+                }
+                add_scaled(&mut values[at + k], -1.0, &sums[k]);
+            }
+        }
+        self.order.iter().zip(values).for_each(|(&column, value)| rows[column as usize] = value);
     }
 
     /// What the error at a position (row) adds to the target at a later position (column); positions are those in the order.

@@ -8,10 +8,12 @@
 mod basis;
 mod curvature;
 mod greedy;
+mod noise;
 mod panel;
 mod passes;
 
 pub use basis::{rotated, rotated_mean};
 pub use curvature::{Curvature, Damping};
 pub use greedy::{Flipped, flip_to_mean, unprotected};
+pub use noise::ActivationNoise;
 pub use passes::{Rounded, Rounding, round_stripes};

@@ -61,6 +61,13 @@ impl Panel {
         grid.offset[row] = tile.offset(row % TILE_ROWS, group % (CHUNK / GROUP));
     }
 
+    /// Takes other weights, column after column, and gives those back that it had.
+    pub(super) fn aim_at(&mut self, weights: Vec<Lane>) -> Vec<Lane> {
+        let given = std::mem::replace(&mut self.weights, weights);
+        self.update_errors();
+        given
+    }
+
     /// Computes all errors anew.
     fn update_errors(&mut self) {
         for column in 0..self.weights.len() {

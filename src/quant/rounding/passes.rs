@@ -33,10 +33,14 @@ pub struct Rounded {
 ///
 /// # Panics
 /// If the rows are too many, or tiles and curvature have another shape.
+///
+/// Under a curvature [with noise](Curvature::with_noise) the codes are chosen for shrunken weights: those that come nearest to the output when noise
+/// enters with the input. `nearest` and `compensated` are the errors against them, so what no weights can make up for is left out.
 pub fn round_stripes(weights: &[f32], tiles: &mut [Tile], curvature: &Curvature, rounding: Rounding) -> Rounded {
     let columns = curvature.columns();
     let mut panel = Panel::new(weights, columns, tiles);
     let energy = objective(&panel.weights, panel.rows, curvature);
+    let given = curvature.lost().map(|lost| shrink(&mut panel, curvature, lost));
     let nearest = objective(&panel.errors, panel.rows, curvature);
     if rounding.feedback {
         feed_back(&mut panel, curvature);
@@ -46,7 +50,20 @@ pub fn round_stripes(weights: &[f32], tiles: &mut [Tile], curvature: &Curvature,
     }
     panel.store_codes(columns, tiles);
     let compensated = objective(&panel.errors, panel.rows, curvature);
+    if let Some(given) = given {
+        panel.aim_at(given);
+    }
     Rounded { energy, nearest, compensated, error_sq: panel.error_sq() }
+}
+
+/// Aims at w - (w ∘ lost) H⁻¹ in place of the weights w, which are given back.
+fn shrink(panel: &mut Panel, curvature: &Curvature, lost: &[f32]) -> Vec<Lane> {
+    let mut less: Vec<Lane> =
+        panel.weights.iter().zip(lost).map(|(weights, lost)| weights.map(|weight| weight * lost)).collect();
+    curvature.solve(&mut less);
+    let mut targets = panel.weights.clone();
+    targets.iter_mut().zip(&less).for_each(|(target, less)| add_scaled(target, -1.0, less));
+    panel.aim_at(targets)
 }
 
 /// The sum of eᵀHe over the rows.

@@ -51,6 +51,7 @@ pub fn sums(rows: &SampleRows, matrices: usize) -> ChannelStats {
         for (at, &x) in (matrix as usize * rows.columns..).zip(row) {
             stats.abs_max[at] = stats.abs_max[at].max(x.abs());
             (stats.min[at], stats.max[at]) = (stats.min[at].min(x), stats.max[at].max(x));
+            (stats.min[at], stats.max[at]) = (stats.min[at].min(x), stats.max[at].max(x));
             stats.sum[at] += f64::from(x);
             stats.sum_abs[at] += f64::from(x.abs());
             stats.sum_sq[at] += f64::from(x) * f64::from(x);

@@ -13,6 +13,7 @@ pub mod tiny_model;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use tcq4::Error;
 
@@ -66,4 +67,11 @@ impl Dir {
 pub fn skip(reason: &str) {
     let name = std::thread::current().name().unwrap_or("a test").to_owned();
     let _ = writeln!(std::io::stderr(), "skipped {name}: {reason}");
+}
+
+/// The Python that has numpy: `TCQ4_PYTHON`, or `python3`; nothing if that has none.
+pub fn python_with_numpy() -> Option<std::ffi::OsString> {
+    let python = std::env::var_os("TCQ4_PYTHON").unwrap_or_else(|| "python3".into());
+    let numpy = Command::new(&python).args(["-c", "import numpy"]).output();
+    numpy.is_ok_and(|done| done.status.success()).then_some(python)
 }

@@ -1,6 +1,7 @@
 use bytemuck::Zeroable;
 
 use super::*;
+use crate::quant::rounding::ActivationNoise;
 use crate::tcq::{Codec, Encoder};
 
 const COLUMNS: usize = 256;
@@ -179,4 +180,52 @@ fn damping_is_raised_until_it_works() {
     assert!(curvature.damping().retries > 0 && curvature.damping().share > 1e-4);
     assert!(Curvature::new(&[0.0; 16], 4, 0.01, true).is_none());
     assert!(Curvature::new(&[f32::NAN; 16], 4, 0.01, true).is_none());
+}
+
+#[test]
+fn solving_undoes_the_product_with_the_second_moment() {
+    let case = case(8, COLUMNS);
+    let wanted: Vec<Lane> =
+        (0..COLUMNS).map(|j| std::array::from_fn(|lane| ((j * 31 + lane * 7) % 19) as f32)).collect();
+    let product = |j: usize| {
+        let mut sums = [0.0; LANES];
+        (0..COLUMNS).for_each(|i| add_scaled(&mut sums, case.curvature.hessian().at(i, j), &wanted[i]));
+        sums
+    };
+    let mut rows: Vec<Lane> = (0..COLUMNS).map(product).collect();
+    case.curvature.solve(&mut rows);
+    for (found, wanted) in rows.iter().flatten().zip(wanted.iter().flatten()) {
+        assert!((found - wanted).abs() < 2e-2, "{found} {wanted}");
+    }
+}
+
+/// Σ E|w·x − v·(x + n)|² over the rows, for the values v of the tiles and a noise that does not depend on the input.
+fn error_with_noise(case: &Case, tiles: &[Tile], hessian: &[f32], power: &[f32]) -> f64 {
+    let one = |row: usize| {
+        let e = errors(case, tiles, row, COLUMNS);
+        let bent = |i: usize| (0..COLUMNS).map(|j| f64::from(hessian[i * COLUMNS + j]) * e[j]).sum::<f64>();
+        let value = |i: usize| f64::from(case.weights[row * COLUMNS + i]) - e[i];
+        (0..COLUMNS).map(|i| e[i] * bent(i) + f64::from(power[i]) * value(i) * value(i)).sum::<f64>()
+    };
+    (0..case.weights.len() / COLUMNS).map(one).sum()
+}
+
+#[test]
+fn noise_is_made_up_for_by_as_much_as_is_asked() {
+    let mut case = case(32, COLUMNS);
+    let hessian = hessian(COLUMNS);
+    let power: Vec<f32> = (0..COLUMNS).map(|j| 0.1 * hessian[j * (COLUMNS + 1)]).collect();
+    let noise = ActivationNoise { power: power.clone(), with_input: vec![0.0; COLUMNS] };
+    let all = Rounding { feedback: true, descents: 2, refit: true };
+    let plain = error_with_noise(&case, &run(&case, all).0, &hessian, &power);
+    let mut error = |share| {
+        case.curvature = Curvature::with_noise(hessian.clone(), &noise, share, 0.01, true).unwrap();
+        let (tiles, rounded) = run(&case, all);
+        let squares: f64 = (0..32).flat_map(|row| errors(&case, &tiles, row, COLUMNS)).map(|e| e * e).sum();
+        assert!((rounded.error_sq - squares).abs() < 1e-4 * squares, "the weights' errors are against what was given");
+        assert!(rounded.compensated < rounded.nearest);
+        error_with_noise(&case, &tiles, &hessian, &power)
+    };
+    let (none, half, full) = (error(0.0), error(0.5), error(1.0));
+    assert!(full < half && half < none && full < 0.95 * plain, "{plain} {none} {half} {full}");
 }
