@@ -86,7 +86,7 @@ pub(crate) enum RoundingArg {
 /// `--sensitivity`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum SensitivityArg {
-    /// KL divergence of the model with one input rounded at a time, on text that calibration has not seen; at most 256 runs of a chunk
+    /// KL divergence of the model with one input rounded at a time, on text that calibration has not seen; at most 64 runs of a chunk
     Kld,
     /// Output errors on sample rows, weighed by their share of the residual stream; runs nothing
     Estimate,

@@ -121,7 +121,7 @@ fn what_cannot_be_is_refused_before_any_work() {
     dir.tcq4(&format!("{convert} --target-bpw 9 --sensitivities out.gguf"))
         .fails_like(2, "error: out.gguf and out.gguf are one file");
     dir.tcq4(&format!("{convert} --target-bpw 9 --sensitivities no/such.json"))
-        .fails_like(1, "error: no: cannot open the output folder");
+        .fails_like(3, "error: no: cannot open the output folder");
     dir.tcq4(&format!("{convert} --target-bpw 9 --sensitivities .")).fails_like(3, "error: .");
     dir.tcq4("eval MODEL -f EVALUATION --ignore-marks").fails_like(2, "error: the following required arguments");
 }
