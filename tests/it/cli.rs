@@ -134,7 +134,7 @@ fn records_are_pure_json_and_complete() {
     fields("dequantize out.gguf plain.gguf --json", "dequantize", &["output", "tensors", "bytes"]);
     fields("perms -m MODEL -o perms.json --json", "perms", &["output", "permutations"]);
     fields("diff MODEL out.gguf --json", "diff", &["a", "b", "same", "metadata", "tensors", "same_tensors"]);
-    let plan = ["plan", "bytes", "bits_per_weight", "recipe", "effort"];
+    let plan = ["plan", "bytes", "bits_per_weight", "types", "recipe", "effort"];
     fields("quantize MODEL new.gguf --dry-run --json", "plan", &plan);
     let summary = [
         "files",
