@@ -77,7 +77,7 @@ pub(crate) enum RoundingArg {
     Nearest,
     /// The nearest, but for flips of single codes that keep the mean of each output
     Greedy,
-    /// Each column makes up for the errors of those before it (GPTQ); needs second moments, for which the text runs a second time
+    /// Each column makes up for the errors of those before it (GPTQ); needs the second moments of all inputs
     Gptq,
     /// GPTQ that also makes up for the rounding of activations (--activations)
     Gptaq,

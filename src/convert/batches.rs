@@ -103,6 +103,11 @@ impl Batch {
         self.groups.iter().flat_map(|group| group.tensors.iter().copied())
     }
 
+    /// Bytes of its second moments and of the work on the widest.
+    pub(super) fn bytes(&self) -> u64 {
+        self.groups.iter().map(Group::bytes).sum::<u64>() + widest(&self.groups)
+    }
+
     /// Measures the second moments of its inputs, in the order of the groups; `transforms` are by tensor.
     pub(super) fn measure(
         &self,
@@ -253,8 +258,7 @@ fn own_weight(rows: u64, columns: u64) -> f64 {
 /// What compensation costs: runs of the text, and bytes of memory beside those of [`super::working_memory`].
 pub fn compensation_cost(source: &Source, plan: &Conversion, memory: u64) -> (usize, u64) {
     let batches = batches(source, plan, memory);
-    let held = |batch: &Batch| batch.groups.iter().map(Group::bytes).sum::<u64>() + widest(&batch.groups);
-    (batches.len(), batches.iter().map(held).max().unwrap_or(0))
+    (batches.len(), batches.iter().map(Batch::bytes).max().unwrap_or(0))
 }
 
 /// What second moments within `memory` cannot be.

@@ -35,7 +35,7 @@ pub use marks::Marks;
 pub use metadata::{CalibrationValue, Provenance, output_metadata};
 pub use plan::{Conversion, PlanSettings, PlannedTensor, Reason, TypeRule, is_tcq4};
 pub use run::{Converted, Job, Target, TensorLoss, convert};
-pub use sequential::{Sequential, Stream, layer_batch};
+pub use sequential::{Sequential, Stream, layer_batch, sequential_cost};
 pub use stripes::{Recipe, Stripe, Stripes, recorded_transforms};
 pub use units::working_memory;
 pub use verify::{TensorReport, Verification, verify, verify_against};

@@ -63,6 +63,15 @@ pub fn layer_batch(source: &Source, plan: &Conversion, memory: u64) -> u32 {
     room.clamp(1, u32::try_from(blocks.len().div_ceil(BATCHES)).unwrap_or(u32::MAX).max(1))
 }
 
+/// What a sequential conversion costs: runs of the text, and bytes of memory beside those of [`super::working_memory`]; with 0 blocks a batch as many
+/// as [`layer_batch`] says.
+pub fn sequential_cost(source: &Source, plan: &Conversion, blocks: u32, memory: u64) -> (usize, u64) {
+    let blocks = if blocks > 0 { blocks } else { layer_batch(source, plan, memory) };
+    let stages = stages(plan, inputs(source, plan, memory), blocks, memory);
+    let parts = || stages.iter().flat_map(|stage| &stage.parts);
+    (parts().count(), parts().map(Batch::bytes).max().unwrap_or(0))
+}
+
 /// The block that a group's input belongs to.
 fn block(plan: &Conversion, group: &Group) -> Option<u32> {
     TensorName::parse(&plan.tensors[group.tensors[0]].name).block

@@ -372,3 +372,17 @@ fn a_full_disk_is_told_and_leaves_nothing() {
     assert!(done.error().contains("batch-0001: cannot reserve the space for this file"), "{}", done.stderr);
     assert!(!output.exists() && !mount.path.join(".out.gguf.part").exists());
 }
+
+#[test]
+fn the_plan_counts_the_runs_of_every_batch() {
+    let dir = Dir::new();
+    let effort = |options: &str| {
+        let done = dir.tcq4(&format!("{LINE} -o x.gguf --dry-run --json {options}")).ok();
+        done.record("plan")["effort"].clone()
+    };
+    // Statistics, and the four blocks in batches of one and of two.
+    assert_eq!(effort("--layer-batch 1")["passes"], 5);
+    assert_eq!(effort("--layer-batch 2")["passes"], 3);
+    let moments = |effort: &serde_json::Value| effort["memory"]["second_moments"].as_u64().unwrap();
+    assert!(moments(&effort("--layer-batch 1")) < moments(&effort("--layer-batch 4")));
+}

@@ -12,7 +12,8 @@ use crate::cli::args::ConvertArgs;
 use crate::cli::settings::{self, Choices, Setting};
 use crate::cli::{Outcome, Session, data};
 use crate::convert::{
-    Checkpoint, Conversion, SecondMoments, Sequential, layer_batch, moments_requests, single_run, time_encoding,
+    Checkpoint, Conversion, SecondMoments, Sequential, layer_batch, moments_requests, sequential_cost, single_run,
+    time_encoding,
 };
 use crate::corpus::SourceSpec;
 use crate::error::{Error, Result};
@@ -176,7 +177,11 @@ impl<'a> Work<'a> {
             for batch in moments_requests(self.source, plan, memory) {
                 seconds += pass(run.time(Some(&batch))?);
             }
-            if single_run(self.source, plan, memory).is_some() {
+            if self.recipe.sequential {
+                // Every batch runs the text up to its own blocks: half of the model on the average.
+                let (runs, _) = sequential_cost(self.source, plan, self.recipe.layer_batch, memory);
+                seconds += runs.saturating_sub(1) as f64 * pass(run.time(Some(&[]))?) / 2.0;
+            } else if single_run(self.source, plan, memory).is_some() {
                 seconds -= pass(run.time(Some(&[]))?); // the model runs once for both
             }
         }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::convert::{
-    CompensationLimits, Conversion, EncodingTime, compensation_cost, compensation_limits, single_run, working_memory,
+    CompensationLimits, Conversion, EncodingTime, compensation_cost, compensation_limits, sequential_cost, single_run,
+    working_memory,
 };
 use crate::gguf::Source;
 use crate::quant::{Needs, Recipe};
@@ -58,9 +59,13 @@ impl Effort {
     /// What following `recipe` takes; `text` is `None` where no text runs.
     pub(super) fn new(source: &Source, plan: &Conversion, recipe: &Recipe, text: Option<TextPasses>) -> Self {
         let gptq = recipe.needs().covers(Needs::SECOND_MOMENTS);
-        let (runs, second_moments) = if gptq { compensation_cost(source, plan, recipe.memory.0) } else { (0, 0) };
+        let (runs, second_moments) = match (gptq, recipe.sequential) {
+            (false, _) => (0, 0),
+            (true, false) => compensation_cost(source, plan, recipe.memory.0),
+            (true, true) => sequential_cost(source, plan, recipe.layer_batch, recipe.memory.0),
+        };
         // One pass measures both where all of it fits.
-        let together = gptq && single_run(source, plan, recipe.memory.0).is_some();
+        let together = gptq && !recipe.sequential && single_run(source, plan, recipe.memory.0).is_some();
         let limits =
             if gptq { compensation_limits(source, plan, recipe.memory.0) } else { CompensationLimits::default() };
         Self {
