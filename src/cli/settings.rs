@@ -3,22 +3,22 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::args::{MethodArgs, OutputArgs, RoundingArgs, SequentialArgs, TypeArgs};
+use super::args::{MethodArgs, OutputArgs, ProductionArgs, RoundingArgs, SequentialArgs, TypeArgs};
 use super::values::Compat;
 use crate::convert::{Conversion, PlanSettings, Target, TypeRule};
 use crate::error::{Error, Result};
 use crate::gguf::{Sharding, Source};
 use crate::model::Arch;
-use crate::quant::recipe::{Memory, Preset, RoundingRule};
+use crate::quant::recipe::{Memory, Preset, RoundingRule, TypeOrAuto};
 use crate::quant::{Changes, Needs, Recipe};
 use crate::tcq::Encoder;
 use crate::util::atomic_file::{check_target, same_file};
 
 /// What becomes of the tensors.
-pub(super) fn plan_settings(types: &TypeArgs) -> PlanSettings {
+pub(super) fn plan_settings(types: &TypeArgs, recipe: &Recipe) -> PlanSettings {
     PlanSettings {
-        embedding_type: types.embedding_type,
-        output_type: types.output_type,
+        embedding_type: recipe.embedding_type.0,
+        output_type: recipe.output_type.0,
         fallback: types.fallback,
         rules: types.tensor_types.iter().map(|r| TypeRule { pattern: r.pattern.clone(), ty: r.ty }).collect(),
         allow_requantize: types.allow_requantize,
@@ -32,19 +32,20 @@ pub(super) struct Choices<'a> {
     pub(super) method: &'a MethodArgs,
     pub(super) rounding: Option<&'a RoundingArgs>,
     pub(super) sequential: Option<&'a SequentialArgs>,
+    pub(super) production: Option<&'a ProductionArgs>,
     pub(super) samples: Option<u32>,
 }
 
 impl<'a> Choices<'a> {
     /// Those of a command that takes no others.
     pub(super) fn of(method: &'a MethodArgs) -> Self {
-        Self { method, rounding: None, sequential: None, samples: None }
+        Self { method, rounding: None, sequential: None, production: None, samples: None }
     }
 }
 
 /// What the command line says of the recipe.
 fn changes(choices: &Choices<'_>) -> Changes {
-    let Choices { method, rounding, sequential, samples } = *choices;
+    let Choices { method, rounding, sequential, production, samples } = *choices;
     let of_rounding = rounding.map(|rounding| Changes {
         preset: rounding.preset.map(Into::into),
         rounding: rounding.rounding.map(Into::into),
@@ -65,6 +66,11 @@ fn changes(choices: &Choices<'_>) -> Changes {
         encoder: method.encoder,
         sequential: sequential.filter(|sequential| sequential.sequential).map(|_| true),
         layer_batch: sequential.and_then(|sequential| sequential.layer_batch),
+        embedding_type: production.and_then(|made| made.types.embedding_type).map(|ty| TypeOrAuto(Some(ty))),
+        output_type: production.and_then(|made| made.types.output_type).map(|ty| TypeOrAuto(Some(ty))),
+        target_bpw: production.and_then(|made| made.mixed.target_bpw).map(|bits| bits.0),
+        act_aware: production.and_then(|made| made.mixed.act_aware).map(|share| share.0),
+        sensitivity: production.and_then(|made| made.mixed.sensitivity).map(Into::into),
         samples,
         ..of_rounding.unwrap_or_default()
     }
@@ -75,6 +81,8 @@ fn changes(choices: &Choices<'_>) -> Changes {
 pub(super) struct Setting {
     /// Whether it has experts.
     pub(super) experts: bool,
+    /// Whether its token embedding is its output head.
+    pub(super) tied: bool,
     /// Whether there are, or will be, statistics of its activations.
     pub(super) statistics: bool,
 }
@@ -82,7 +90,8 @@ pub(super) struct Setting {
 impl Setting {
     /// That of `source`.
     pub(super) fn of(source: &Source, statistics: bool) -> Self {
-        Self { experts: Arch::from_metadata(source.metadata()).experts > 0, statistics }
+        let experts = Arch::from_metadata(source.metadata()).experts > 0;
+        Self { experts, tied: source.tensor("output.weight").is_none(), statistics }
     }
 }
 
@@ -96,7 +105,15 @@ pub(super) fn recipe(choices: &Choices<'_>, setting: Setting) -> Result<Recipe> 
     let line = changes(choices);
     let base = line.preset.or(file.preset).unwrap_or(Preset::Balanced).recipe(setting.experts);
     let base = if setting.statistics { base } else { base.without_statistics() };
-    let recipe = base.with(&file).with(&line);
+    let mut recipe = base.with(&file).with(&line);
+    let of_embedding = line.embedding_type.or(file.embedding_type);
+    if setting.tied && of_embedding.is_some() && line.output_type.or(file.output_type).is_none() {
+        recipe.output_type = TypeOrAuto(None); // one tensor: what was said of it goes before the preset's head
+    }
+    let chosen = line.rounding.or(file.rounding).is_some() || line.preset.or(file.preset).is_some();
+    if recipe.encoder == Encoder::Parity && !chosen {
+        recipe.rounding = RoundingRule::Nearest;
+    }
     if recipe.rounding != RoundingRule::Nearest && recipe.encoder == Encoder::Parity {
         return Err(Error::Usage {
             message: "GPTQ and greedy rounding choose other codes than `--encoder parity` stands for".into(),

@@ -7,7 +7,7 @@ use regex::Regex;
 
 use crate::gguf::GgmlType;
 use crate::inspect::{Names, ScaleFormat};
-use crate::quant::recipe::{OrderRule, Preset, RoundingRule, ScaleRule};
+use crate::quant::recipe::{OrderRule, Preset, RoundingRule, ScaleRule, SensitivityRule};
 use crate::quant::{Apply, Salience};
 use crate::util::units::parse_bytes;
 
@@ -52,9 +52,9 @@ impl From<OrderArg> for OrderRule {
 /// `--preset`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum PresetArg {
-    /// 8 chunks of text, nearest codes
+    /// 6 chunks of text, nearest codes
     Fast,
-    /// 32 chunks of text (128 where the model has experts), nearest codes
+    /// 32 chunks of text (128 where the model has experts), codes that keep the mean of each output
     Balanced,
     /// 64 chunks of text (128 where the model has experts), codes by GPTQ
     Best,
@@ -90,6 +90,15 @@ pub(crate) enum SensitivityArg {
     Kld,
     /// Output errors on sample rows, weighed by their share of the residual stream; runs nothing
     Estimate,
+}
+
+impl From<SensitivityArg> for SensitivityRule {
+    fn from(rule: SensitivityArg) -> Self {
+        match rule {
+            SensitivityArg::Kld => SensitivityRule::Kld,
+            SensitivityArg::Estimate => SensitivityRule::Estimate,
+        }
+    }
 }
 
 impl From<RoundingArg> for RoundingRule {

@@ -79,6 +79,8 @@ pub(super) struct RowRun<'a> {
     pub(super) tensor: &'a TensorInfo,
     pub(super) transform: Option<&'a Transform>,
     pub(super) to: GgmlType,
+    /// How much each column counts in a type that ggml writes; all alike if nothing is known.
+    pub(super) importance: Option<&'a [f32]>,
     /// First row, counted over all matrices of the tensor.
     pub(super) first: u64,
     /// Number of rows; a multiple of 8 where `to` is TCQ4.
@@ -177,7 +179,7 @@ impl RowRun<'_> {
         let columns = self.tensor.columns();
         let row = self.to.row_bytes(columns).unwrap_or(0);
         let mut bytes = vec![0; (row * self.rows) as usize];
-        llama::quantize_rows(self.to.0, values, columns as usize, None, &mut bytes)?;
+        llama::quantize_rows(self.to.0, values, columns as usize, self.importance, &mut bytes)?;
         Ok(bytes)
     }
 

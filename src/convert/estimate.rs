@@ -55,7 +55,9 @@ fn encode_sample(source: &Source, plan: &Conversion, codec: Codec) -> Result<(f6
     let started = Instant::now();
     sample.par_iter().try_for_each(|unit| {
         let (tensor, to) = (&tensors[unit.tensor], plan.tensors[unit.tensor].to);
-        RowRun { source, tensor, transform: None, to, first: unit.first, rows: unit.rows }.encode(codec, None).map(drop)
+        RowRun { source, tensor, transform: None, to, importance: None, first: unit.first, rows: unit.rows }
+            .encode(codec, None)
+            .map(drop)
     })?;
     let share = timed as f64 / all.max(1) as f64;
     Ok((started.elapsed().as_secs_f64() / share.max(f64::MIN_POSITIVE), share))

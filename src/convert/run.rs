@@ -20,6 +20,7 @@ use super::units::{RowUnit, cut, in_order, run_all, run_some};
 use crate::calib::Statistics;
 use crate::error::{ConvertError, Error, Result};
 use crate::gguf::{Metadata, Plan, Sharding, Source, TensorInfo, Writer};
+use crate::quant::rounding::importance;
 use crate::quant::{StepRecord, Transform};
 use crate::tcq::{Codec, Loss};
 use crate::util::progress::{Progress, Unit};
@@ -36,6 +37,8 @@ pub struct Job<'a> {
     pub codec: Codec,
     /// How codes are chosen.
     pub codes: Codes<'a>,
+    /// What is known of the inputs: types that ggml writes keep more of the columns that matter.
+    pub statistics: Option<&'a Statistics>,
     /// The metadata of the output, but for the hashes of the tensors.
     pub metadata: Metadata,
 }
@@ -154,6 +157,18 @@ fn transform_of<'a>(job: &Job<'a>, planned: &PlannedTensor) -> Option<Cow<'a, Tr
     Some(transform).filter(|transform| !transform.is_identity())
 }
 
+/// How much each column of a tensor's matrices counts, where ggml writes it and its inputs are known; empty elsewhere.
+fn importances_of(job: &Job<'_>, planned: &PlannedTensor, transform: Option<&Transform>) -> Vec<Vec<f32>> {
+    let stats = job.statistics.and_then(|statistics| statistics.entries.get(&planned.name));
+    let written = !planned.is_tcq4() && !planned.to.is_float() && planned.to != planned.from;
+    let Some(stats) = stats.filter(|stats| written && stats.columns as u64 == planned.dims[0]) else {
+        return Vec::new();
+    };
+    let identity = Transform::default();
+    let of = |matrix| importance(&stats.importance(matrix), transform.unwrap_or(&identity));
+    (0..stats.matrices).map(of).collect()
+}
+
 /// Refuses to change the values of a tensor that keeps its quantised type, unless that is allowed.
 fn check_requantized(job: &Job<'_>) -> Result<()> {
     let mut kept =
@@ -192,6 +207,8 @@ pub(super) struct Rows<'a> {
     pub(super) units: &'a [RowUnit],
     /// By tensor.
     pub(super) transforms: Vec<Option<Cow<'a, Transform>>>,
+    /// By tensor, how much each column of each of its matrices counts.
+    importances: Vec<Vec<Vec<f32>>>,
     writer: &'a Writer,
     /// Rows of each tensor that are still to be put.
     left: Vec<AtomicU64>,
@@ -200,8 +217,10 @@ pub(super) struct Rows<'a> {
 impl<'a> Rows<'a> {
     fn new(job: &'a Job<'a>, plan: &'a Plan, writer: &'a Writer, units: &'a [RowUnit]) -> Self {
         let left = job.source.tensors().iter().map(|t| AtomicU64::new(t.rows())).collect();
-        let transforms = job.plan.tensors.iter().map(|planned| transform_of(job, planned)).collect();
-        Self { job, plan, units, transforms, writer, left }
+        let transforms: Vec<_> = job.plan.tensors.iter().map(|planned| transform_of(job, planned)).collect();
+        let importances = job.plan.tensors.iter().zip(&transforms);
+        let importances = importances.map(|(planned, transform)| importances_of(job, planned, transform.as_deref()));
+        Self { job, plan, units, importances: importances.collect(), transforms, writer, left }
     }
 
     pub(super) fn tensor(&self, unit: &RowUnit) -> &'a TensorInfo {
@@ -218,7 +237,8 @@ impl<'a> Rows<'a> {
         let transform = self.transforms[unit.tensor].as_deref();
         let to = self.job.plan.tensors[unit.tensor].to;
         let (source, tensor) = (self.job.source, self.tensor(unit));
-        RowRun { source, tensor, transform, to, first: unit.first, rows: unit.rows }
+        let importance = self.importances[unit.tensor].get(self.matrix(unit)).map(Vec::as_slice);
+        RowRun { source, tensor, transform, to, importance, first: unit.first, rows: unit.rows }
     }
 
     pub(super) fn encode(&self, unit: &RowUnit, by: Option<&By<'_>>) -> Result<Encoded> {

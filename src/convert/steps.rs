@@ -209,9 +209,10 @@ mod tests {
             moments: None,
             steps: Vec::new(),
         };
-        let nearest = encoding_steps(&loss, &BALANCED);
+        let nearest = encoding_steps(&loss, &FAST);
         assert_eq!(told(&nearest)[1..], [("default", "default", None), ("nearest", "nearest", None)]);
         assert_eq!(nearest[1].after, Some(0.01));
+        assert_eq!(told(&encoding_steps(&loss, &BALANCED))[2], ("greedy", "nearest", Some(NOT_SEEN)));
         assert_eq!(told(&encoding_steps(&loss, &BEST))[2], ("gptq", "nearest", Some(NOT_SEEN)));
     }
 }

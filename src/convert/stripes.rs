@@ -112,6 +112,7 @@ impl<'a> Stripes<'a> {
             tensor: self.tensor,
             transform: Some(self.transform),
             to: GgmlType::TCQ4_K32,
+            importance: None,
             first,
             rows: TILE_ROWS as u64,
         };

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::activation::Activations;
 use super::evidence::Weights;
 use super::input::InputRounding;
+use super::rounding::importance;
 use super::study::{experts, sampled_rows, sampled_weights};
 use super::transform::Transform;
 use crate::calib::Statistics;
@@ -52,6 +53,8 @@ pub struct Sampler<'a> {
 struct Part {
     rows: Vec<f32>,
     weights: Vec<f32>,
+    /// E[x²] of each column.
+    mean_sq: Vec<f32>,
 }
 
 impl Sampler<'_> {
@@ -79,21 +82,21 @@ impl Sampler<'_> {
     /// If weights cannot be read, or a type cannot be written.
     pub fn types(&self, tensor: &TensorInfo, types: &[GgmlType]) -> Result<Option<Sensitivity>> {
         self.measure(tensor, types, |part, &ty| {
-            let mut error = self.stored(tensor, ty, &part.weights)?;
+            let mut error = self.stored(tensor, ty, part)?;
             error.iter_mut().zip(&part.weights).for_each(|(stored, weight)| *stored -= weight);
             Ok(energy(&product(&part.rows, &error, tensor.columns() as usize)))
         })
     }
 
     /// Weight rows as they come back from a type, in the basis of the model.
-    fn stored(&self, tensor: &TensorInfo, ty: GgmlType, weights: &[f32]) -> Result<Vec<f32>> {
+    fn stored(&self, tensor: &TensorInfo, ty: GgmlType, part: &Part) -> Result<Vec<f32>> {
         let columns = tensor.columns() as usize;
         if ty.is_float() {
-            return Ok(weights.to_vec()); // next to nothing is lost
+            return Ok(part.weights.clone()); // next to nothing is lost
         }
         let transform = self.transforms.get(&tensor.name).cloned().unwrap_or_default();
         let transform = if ty == GgmlType::TCQ4_K32 { transform } else { transform.without_runtime() };
-        let mut rows = weights.to_vec();
+        let mut rows = part.weights.clone();
         let scale = transform.column_scale.as_deref();
         let order = transform.columns.as_ref().map(|order| (order, order.inverse()));
         let mut gathered = vec![0.0; columns];
@@ -106,7 +109,7 @@ impl Sampler<'_> {
                 row.copy_from_slice(&gathered);
             }
         }
-        self.there_and_back(ty, columns, &mut rows)?;
+        self.there_and_back(ty, &importance(&part.mean_sq, &transform), &mut rows)?;
         for row in rows.chunks_exact_mut(columns) {
             if let Some((_, back)) = &order {
                 back.gather(row, &mut gathered);
@@ -119,12 +122,13 @@ impl Sampler<'_> {
         Ok(rows)
     }
 
-    /// Encodes and decodes rows.
-    fn there_and_back(&self, ty: GgmlType, columns: usize, rows: &mut [f32]) -> Result<()> {
+    /// Encodes and decodes rows whose columns count by `importance` where ggml writes them.
+    fn there_and_back(&self, ty: GgmlType, importance: &[f32], rows: &mut [f32]) -> Result<()> {
+        let columns = importance.len();
         if ty != GgmlType::TCQ4_K32 {
             let row = ty.row_bytes(columns as u64).unwrap_or(0) as usize;
             let mut bytes = vec![0; row * (rows.len() / columns)];
-            llama::quantize_rows(ty.0, rows, columns, None, &mut bytes)?;
+            llama::quantize_rows(ty.0, rows, columns, Some(importance), &mut bytes)?;
             return llama::dequantize_rows(ty.0, &bytes, columns, rows);
         }
         let mut tiles = vec![<Tile as bytemuck::Zeroable>::zeroed(); columns / CHUNK];
@@ -168,11 +172,13 @@ impl Sampler<'_> {
     }
 
     fn parts(&self, tensor: &TensorInfo) -> Result<Vec<Part>> {
-        let rows = self.statistics.entries.get(&tensor.name).and_then(|entry| entry.rows.as_ref());
-        let Some(rows) = rows.filter(|rows| rows.columns as u64 == tensor.columns()) else { return Ok(Vec::new()) };
+        let Some(stats) = self.statistics.entries.get(&tensor.name) else { return Ok(Vec::new()) };
+        let rows = stats.rows.as_ref().filter(|rows| rows.columns as u64 == tensor.columns());
+        let Some(rows) = rows else { return Ok(Vec::new()) };
         let one = |expert: Option<u32>| {
             let weights = sampled_weights(self.weights, tensor, expert.unwrap_or(0))?;
-            Ok(Part { rows: sampled_rows(rows, expert), weights })
+            let mean_sq = stats.importance(expert.unwrap_or(0) as usize);
+            Ok(Part { rows: sampled_rows(rows, expert), weights, mean_sq })
         };
         experts(tensor, rows).into_iter().map(one).collect()
     }

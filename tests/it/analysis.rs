@@ -233,6 +233,7 @@ fn converted(dir: &Dir, source: &Source, statistics: &Statistics, apply: Apply) 
         transforms: &prepared.transforms,
         codec: settings.codec,
         codes: Codes::Nearest,
+        statistics: None,
         metadata,
     };
     let path = dir.file("converted.gguf");

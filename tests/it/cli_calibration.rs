@@ -77,8 +77,15 @@ fn folding_leaves_the_f16_model_as_it_is() {
     let plan = Conversion::new(&source, &PlanSettings { rules: vec![rule], ..PlanSettings::default() }).unwrap();
     let provenance = Provenance { encoder: Encoder::Default, recipe: String::new(), calibration: Vec::new() };
     let metadata = output_metadata(&source, &plan, &prepared.transforms, &provenance);
-    let job =
-        Job { source: &source, plan: &plan, transforms: &prepared.transforms, codec, codes: Codes::Nearest, metadata };
+    let job = Job {
+        source: &source,
+        plan: &plan,
+        transforms: &prepared.transforms,
+        codec,
+        codes: Codes::Nearest,
+        statistics: None,
+        metadata,
+    };
     let target = Target { path: dir.file("folded.gguf"), force: false, sharding: Sharding::Single };
     convert(&job, &target, &NoProgress).unwrap();
     let differing = dir.tcq4("diff MODEL folded.gguf --json").record("diff")["tensors"].as_array().unwrap().len();

@@ -39,8 +39,15 @@ fn run(
     let plan = Conversion::new(source, settings)?;
     let provenance = Provenance { encoder: Encoder::Default, recipe: "{}".into(), calibration: Vec::new() };
     let metadata = output_metadata(source, &plan, transforms, &provenance);
-    let job =
-        Job { source, plan: &plan, transforms, codec: Codec::new(Encoder::Default), codes: Codes::Nearest, metadata };
+    let job = Job {
+        source,
+        plan: &plan,
+        transforms,
+        codec: Codec::new(Encoder::Default),
+        codes: Codes::Nearest,
+        statistics: None,
+        metadata,
+    };
     let target = Target { path: output.to_path_buf(), force: false, sharding: Sharding::Single };
     convert(&job, &target, progress).map(|_| ())
 }

@@ -23,10 +23,3 @@ pub(crate) struct MixedArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) sensitivities: Option<PathBuf>,
 }
-
-impl MixedArgs {
-    /// Whether anything of this is wanted.
-    pub(crate) fn any(&self) -> bool {
-        self.target_bpw.is_some() || self.act_aware.is_some()
-    }
-}

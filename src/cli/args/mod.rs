@@ -17,7 +17,6 @@ pub(crate) use self::datasets::{DatasetsArgs, DatasetsCommand};
 pub(crate) use self::evaluate::{CompareArgs, EvalArgs};
 pub(crate) use self::export::{ChannelsArgs, ExportArgs, ExportWhat, RangesArgs, RowArgs, ScalesFromArgs};
 pub(crate) use self::look::{DiffArgs, InspectArgs, VerifyArgs};
-pub(crate) use self::mixed::MixedArgs;
 pub(crate) use self::produce::{
     CalibrateArgs, ConvertArgs, DequantizeArgs, MergeArgs, PermsArgs, QuantizeArgs, RoundingArgs,
 };

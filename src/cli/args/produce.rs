@@ -15,7 +15,8 @@ pub(crate) struct RoundingArgs {
     /// How much work goes into the weights; decides what neither an option nor --recipe does [default: balanced]
     #[arg(long, value_enum)]
     pub(crate) preset: Option<PresetArg>,
-    /// How codes are chosen [default: gptq with `--preset best`, nearest otherwise]
+    /// How codes are chosen [default: gptq with `--preset best`, greedy with `balanced`, nearest with `fast` or without
+    /// statistics]
     #[arg(long, value_enum)]
     pub(crate) rounding: Option<RoundingArg>,
     /// What is added to the diagonal of a second moment, as a share of its mean; ten times more where that is not enough [default: 0.01]

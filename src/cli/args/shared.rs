@@ -21,7 +21,8 @@ pub(crate) struct CalibrationArgs {
     /// Say how much of the calibration text stands in this evaluation text, a data set or a file
     #[arg(long, value_name = "SRC", requires = "calibration")]
     pub(crate) check_overlap: Option<String>,
-    /// Use at most this many chunks of text [default: 128; for `convert` 32 where the model has no experts]
+    /// Use at most this many chunks of text [default: by --preset 6, 32 or 64; 128 with experts and for other
+    /// commands]
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) samples: Option<u32>,
     /// Tokens a chunk
@@ -104,7 +105,7 @@ pub(crate) struct TypeArgs {
     /// Type of the token embedding [default: q6_k, or q8_0 where columns are no multiple of 256]
     #[arg(long, value_name = "TYPE")]
     pub(crate) embedding_type: Option<GgmlType>,
-    /// Type of the output head, a tied embedding included [default: as above]
+    /// Type of the output head, a tied embedding included [default: as above; q8_0 with `--preset best`]
     #[arg(long, value_name = "TYPE")]
     pub(crate) output_type: Option<GgmlType>,
     /// Type of linear layers that do not fit TCQ4_K32

@@ -27,6 +27,7 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
         method,
         rounding: Some(&args.rounding),
         sequential: Some(&args.sequential),
+        production: Some(&args.production),
         samples: args.calibration.samples,
     };
     let recipe = settings::recipe(&choices, Setting::of(&source, true))?;
@@ -105,14 +106,9 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    /// Whether bits are given out by what is measured on sample rows.
-    fn mixes(&self) -> bool {
-        self.args.production.mixed.any()
-    }
-
     /// The text that runs through the model; none where the recipe needs nothing of it and nothing is kept.
     fn text(&self) -> Option<TextPasses> {
-        let wanted = self.recipe.needs() != Needs::NOTHING || self.args.stats.is_some() || self.mixes();
+        let wanted = self.recipe.needs() != Needs::NOTHING || self.args.stats.is_some() || self.recipe.mixes();
         let Recipe { samples: chunks, .. } = *self.recipe;
         wanted.then_some(TextPasses { statistics: true, chunks, ctx: self.args.calibration.ctx })
     }
@@ -138,7 +134,7 @@ impl<'a> Work<'a> {
     /// Reads the text and loads the model. Sample rows are kept for steps that measure by them, and in statistics files, for whatever is made of
     /// them later.
     fn open(&self) -> Result<Run<'a>> {
-        let rows = self.recipe.needs().covers(Needs::ROWS) || self.args.stats.is_some() || self.mixes();
+        let rows = self.recipe.needs().covers(Needs::ROWS) || self.args.stats.is_some() || self.recipe.mixes();
         let Recipe { samples, activations, encoder, sequential, .. } = *self.recipe;
         let behind = if sequential { Some((activations, self.session.codec(encoder)?)) } else { None };
         let (text, keep) = (&self.args.calibration, Keep::in_memory());

@@ -8,14 +8,15 @@ use super::mixed_text;
 use super::statistics::Run;
 use crate::calib::Statistics;
 use crate::cli::Session;
-use crate::cli::args::{MixedArgs, ProductionArgs};
-use crate::cli::values::{Compat, SensitivityArg};
+use crate::cli::args::ProductionArgs;
+use crate::cli::values::Compat;
 use crate::convert::sensitivities::{Part, Sensitivities};
 use crate::convert::{Conversion, Marks};
 use crate::error::{Error, MixedError, Result};
 use crate::gguf::{GgmlType, Source};
+use crate::quant::recipe::SensitivityRule;
 use crate::quant::{
-    ActAware, Activations, Candidates, GroupOutcome, ReadRows, Transform, TypeChoice, TypeChoices, Whole,
+    ActAware, Activations, Candidates, GroupOutcome, ReadRows, Recipe, Transform, TypeChoice, TypeChoices, Whole,
 };
 use crate::tcq::Codec;
 use crate::util::progress::Progress;
@@ -40,15 +41,14 @@ pub(super) struct Mixed<'a> {
     pub(super) statistics: Option<&'a Statistics>,
     pub(super) transforms: &'a BTreeMap<String, Transform>,
     pub(super) codec: Codec,
-    /// The activation path of the run time.
-    pub(super) activations: Activations,
+    pub(super) recipe: &'a Recipe,
     pub(super) args: &'a ProductionArgs,
     /// How rows of the model are read.
     pub(super) read: &'a ReadRows<'a>,
     /// The file that is made.
     pub(super) output: &'a Path,
     /// How it is made, in a line.
-    pub(super) recipe: String,
+    pub(super) record: String,
     /// What the rounding of codes leaves of the output errors that the nearest codes have.
     pub(super) rounding: f64,
     /// The model with its text, where it can be run.
@@ -56,15 +56,15 @@ pub(super) struct Mixed<'a> {
 }
 
 /// Refuses options that do not go together.
-pub(super) fn check(args: &ProductionArgs, activations: Activations) -> Result<()> {
+pub(super) fn check(args: &ProductionArgs, recipe: &Recipe) -> Result<()> {
     let usage = |message: &str, hint: &str| Err(Error::Usage { message: message.into(), hint: Some(hint.into()) });
-    if args.mixed.sensitivities.is_some() && !args.mixed.any() {
+    if args.mixed.sensitivities.is_some() && !recipe.mixes() {
         return usage("--sensitivities is for --target-bpw and --act-aware", "leave it out, or pass one of them");
     }
-    if args.mixed.act_aware.is_none() {
+    if recipe.marked_share().is_none() {
         return Ok(());
     }
-    if matches!(activations, Activations::None | Activations::Int8) {
+    if matches!(recipe.activations, Activations::None | Activations::Int8) {
         let hint = "pass the path of your run time: --activations int4-group32, int4 or int4-fork";
         return usage("--act-aware is about INT4 activations, and --activations says there are none", hint);
     }
@@ -85,17 +85,22 @@ fn file_of(args: &ProductionArgs, output: &Path) -> PathBuf {
 }
 
 /// The file that sensitivities go to, if there will be any.
-pub(super) fn kept_at(args: &ProductionArgs, output: &Path) -> Option<PathBuf> {
-    args.mixed.any().then(|| file_of(args, output))
+pub(super) fn kept_at(args: &ProductionArgs, recipe: &Recipe, output: &Path) -> Option<PathBuf> {
+    recipe.mixes().then(|| file_of(args, output))
 }
 
 /// Refuses a target that no choice can meet, and a file of sensitivities that cannot be used, before any work.
-pub(super) fn check_plan(args: &ProductionArgs, source: &Source, output: &Path, plan: &Conversion) -> Result<()> {
-    if let Some(target) = args.mixed.target_bpw.filter(|target| target.0 < plan.bits()) {
+pub(super) fn check_plan(
+    args: &ProductionArgs,
+    recipe: &Recipe,
+    source: &Source,
+    (output, plan): (&Path, &Conversion),
+) -> Result<()> {
+    if let Some(wanted) = recipe.target().filter(|target| *target < plan.bits()) {
         let path = source.path().to_path_buf();
-        return Err(MixedError::Budget { path, wanted: target.0, least: plan.bits() }.into());
+        return Err(MixedError::Budget { path, wanted, least: plan.bits() }.into());
     }
-    if args.mixed.any() {
+    if recipe.mixes() {
         Sensitivities::load(&file_of(args, output), source)?;
     }
     Ok(())
@@ -121,13 +126,13 @@ impl KeptTypes {
 /// The choice of types for a plan that is only shown; `None` where no sensitivities are kept.
 pub(super) fn kept_types(
     args: &ProductionArgs,
+    recipe: &Recipe,
     source: &Source,
-    output: &Path,
-    plan: &Conversion,
+    (output, plan): (&Path, &Conversion),
 ) -> Result<Option<KeptTypes>> {
-    let Some(target) = args.mixed.target_bpw else { return Ok(None) };
+    let Some(target) = recipe.target() else { return Ok(None) };
     let Some(kept) = Sensitivities::load(&file_of(args, output), source)?.tensors else { return Ok(None) };
-    let chosen = choose_types(source, plan, &kept.losses, target.0)?;
+    let chosen = choose_types(source, plan, &kept.losses, target)?;
     Ok(Some(KeptTypes { chosen, settings: kept.settings }))
 }
 
@@ -155,18 +160,14 @@ pub(super) fn marks(chosen: &ActAware) -> Marks {
 }
 
 impl Mixed<'_> {
-    fn options(&self) -> &MixedArgs {
-        &self.args.mixed
-    }
-
     /// Whether the model runs to find out what suffers.
     pub(super) fn runs(&self) -> Option<&Run<'_>> {
-        self.run.filter(|_| self.options().sensitivity != Some(SensitivityArg::Estimate))
+        self.run.filter(|_| self.recipe.sensitivity != SensitivityRule::Estimate)
     }
 
     /// Makes all choices that were asked for; what was measured for them is kept.
     pub(super) fn choose<'p>(&self, plan: &'p Conversion, groups: &[GroupOutcome]) -> Result<Choices<'p>> {
-        if !self.options().any() {
+        if !self.recipe.mixes() {
             return Ok(Choices { plan: Cow::Borrowed(plan), types: None, act_aware: None });
         }
         let path = file_of(self.args, self.output);
@@ -191,7 +192,7 @@ impl Mixed<'_> {
         });
         let method =
             if self.runs().is_some() { format!("kld, {PROBES} probes, {CHUNKS} chunks") } else { "estimate".into() };
-        format!("{part} by {method}; {}; {}", notes.unwrap_or_default(), self.recipe)
+        format!("{part} by {method}; {}; {}", notes.unwrap_or_default(), self.record)
     }
 
     /// What is kept under the same settings, or measured anew.
@@ -224,8 +225,8 @@ impl Mixed<'_> {
         groups: &[GroupOutcome],
         cache: &mut Sensitivities,
     ) -> Result<Option<ActAware>> {
-        let Some(share) = self.options().act_aware else { return Ok(None) };
-        let path = self.activations;
+        let Some(share) = self.recipe.marked_share() else { return Ok(None) };
+        let path = self.recipe.activations;
         let mut losses = self.kept_or(&mut cache.inputs, "inputs", || self.measured_losses(groups, path))?;
         let tcq4: BTreeSet<&str> = plan.tensors.iter().filter(|t| t.is_tcq4()).map(|t| t.name.as_str()).collect();
         for loss in &mut losses {
@@ -238,16 +239,16 @@ impl Mixed<'_> {
             loss.kld = loss.kld.map(|kld| kld * left);
         }
         losses.retain(|loss| !loss.tensors.is_empty());
-        let chosen = ActAware::choose(path, losses, share.0);
+        let chosen = ActAware::choose(path, losses, share);
         self.session.printer.text(&mixed_text::inputs(&chosen));
         Ok(Some(chosen))
     }
 
     /// Chooses types, if a target was given.
     fn types(&self, plan: &Conversion, cache: &mut Sensitivities) -> Result<Option<TypeChoices>> {
-        let Some(target) = self.options().target_bpw else { return Ok(None) };
+        let Some(target) = self.recipe.target() else { return Ok(None) };
         let losses = self.kept_or(&mut cache.tensors, "tensors", || self.type_losses(plan))?;
-        let chosen = choose_types(self.source, plan, &losses, target.0)?;
+        let chosen = choose_types(self.source, plan, &losses, target)?;
         self.session.printer.text(&mixed_text::types(&chosen));
         Ok(Some(chosen))
     }

@@ -64,7 +64,7 @@ impl Mixed<'_> {
     pub(super) fn type_losses(&self, plan: &Conversion) -> Result<Vec<Candidates>> {
         let planned: Vec<&PlannedTensor> = plan.tensors.iter().filter(|tensor| tensor.is_tcq4()).collect();
         let tensors: Vec<&TensorInfo> = planned.iter().filter_map(|tensor| self.source.tensor(&tensor.name)).collect();
-        let own = self.activations;
+        let own = self.recipe.activations;
         let path = if matches!(own, Activations::None | Activations::Int8) { Activations::Int4Group32 } else { own };
         let inputs = self.sensitivities(&tensors, &[path, own])?;
         let worth = self.worth(&inputs, path)?;

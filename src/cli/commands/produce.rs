@@ -79,20 +79,20 @@ impl Production<'_> {
         text: Option<TextPasses>,
         time: impl FnOnce(&Conversion) -> Result<Times>,
     ) -> Result<Option<Conversion>> {
-        mixed::check(self.args, self.recipe.activations)?;
-        let plan = Conversion::new(self.source, &settings::plan_settings(&self.args.types))?;
-        mixed::check_plan(self.args, self.source, self.output, &plan)?;
+        mixed::check(self.args, self.recipe)?;
+        let plan = Conversion::new(self.source, &settings::plan_settings(&self.args.types, self.recipe))?;
+        mixed::check_plan(self.args, self.recipe, self.source, (self.output, &plan))?;
         let mut effort = Effort::new(self.source, &plan, self.recipe, text);
         if self.args.out.dry_run {
             if self.args.out.timed {
                 effort.times = Some(time(&plan)?);
             }
-            let kept = mixed::kept_types(self.args, self.source, self.output, &plan)?;
+            let kept = mixed::kept_types(self.args, self.recipe, self.source, (self.output, &plan))?;
             let plan = kept.as_ref().map_or(Cow::Borrowed(&plan), |kept| Cow::Owned(kept.plan(self.source, &plan)));
             self.session.printer.text(&plan_text::full(self.source, &plan, &effort));
             if let Some(kept) = &kept {
                 self.session.printer.text(&kept.text());
-            } else if self.args.mixed.target_bpw.is_some() {
+            } else if self.recipe.target().is_some() {
                 let note = "types for --target-bpw are chosen after calibration: no sensitivities are kept yet";
                 self.session.progress.note(note);
             }
@@ -115,7 +115,7 @@ impl Production<'_> {
         for path in self.outputs(&plan)? {
             check_target(&path, self.args.out.force, &inputs)?;
         }
-        if let Some(path) = mixed::kept_at(self.args, self.output) {
+        if let Some(path) = mixed::kept_at(self.args, self.recipe, self.output) {
             settings::check_side_output(&path, self.output, true, self.source, self.inputs)?;
         }
         Ok(Some(plan))
@@ -170,11 +170,11 @@ impl Production<'_> {
             statistics,
             transforms: &prepared.transforms,
             codec,
-            activations: recipe.activations,
+            recipe,
             args: self.args,
             read: &read,
             output: self.output,
-            recipe: record.clone(),
+            record: recipe.clone().unmixed().to_record(orders_given).to_string(),
             rounding: if matches!(codes, Codes::Gptq(_)) { mixed_losses::GPTQ } else { 1.0 },
             run: evidence.run,
         };
@@ -185,7 +185,8 @@ impl Production<'_> {
         if let Some(chosen) = &act_aware {
             mixed::marks(chosen).write(&mut metadata);
         }
-        let job = Job { source: self.source, plan, transforms: &prepared.transforms, codec, codes, metadata };
+        let transforms = &prepared.transforms;
+        let job = Job { source: self.source, plan, transforms, codec, codes, statistics, metadata };
         let target = settings::target(self.output, &self.args.out, self.source);
         let mut converted = convert(&job, &target, &self.session.progress)?;
         converted.record_steps(&prepared, recipe, orders_given, statistics.is_some());

@@ -22,7 +22,7 @@ pub(in crate::cli) fn run(session: &Session, args: &QuantizeArgs) -> Outcome {
     let source = Source::open(&args.model)?;
     let method = &args.production.method;
     let setting = Setting::of(&source, args.stats.is_some());
-    let choices = Choices { rounding: Some(&args.rounding), ..Choices::of(method) };
+    let choices = Choices { rounding: Some(&args.rounding), production: Some(&args.production), ..Choices::of(method) };
     let recipe = settings::recipe(&choices, setting)?;
     if recipe.sequential {
         return Err(Error::Usage {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Changes;
 use crate::error::{self, RecipeError, Result};
+use crate::gguf::GgmlType;
 use crate::util::units::parse_bytes;
 
 /// The largest file that is read as a recipe.
@@ -105,6 +106,50 @@ impl Visitor<'_> for Size {
     }
 }
 
+/// A tensor type, or `auto` for the one that fits its shape: Q6_K, or Q8_0 where columns are no multiple of 256.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TypeOrAuto(pub Option<GgmlType>);
+
+impl fmt::Display for TypeOrAuto {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(ty) => f.write_str(&ty.to_string().to_lowercase()),
+            None => f.write_str("auto"),
+        }
+    }
+}
+
+impl Serialize for TypeOrAuto {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for TypeOrAuto {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(TypeName)
+    }
+}
+
+struct TypeName;
+
+impl Visitor<'_> for TypeName {
+    type Value = TypeOrAuto;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("`auto` or a tensor type, for instance \"q6_k\"")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<TypeOrAuto, E> {
+        match text {
+            "auto" => Ok(TypeOrAuto(None)),
+            name => {
+                name.parse().map(|ty| TypeOrAuto(Some(ty))).map_err(|_| E::invalid_value(Unexpected::Str(name), &self))
+            }
+        }
+    }
+}
+
 /// Reads a whole number from `LEAST` to `MOST`.
 pub(super) fn whole<'de, D: Deserializer<'de>, const LEAST: u32, const MOST: u32>(
     deserializer: D,
@@ -127,26 +172,35 @@ pub(super) fn whole<'de, D: Deserializer<'de>, const LEAST: u32, const MOST: u32
     deserializer.deserialize_i64(Whole::<LEAST, MOST>).map(Some)
 }
 
-/// Reads a share: a finite number of 0 or more.
-pub(super) fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
-    struct Share;
+/// Finite numbers from 0 on, below `below` if that is finite.
+struct Real {
+    below: f64,
+}
 
-    impl Visitor<'_> for Share {
-        type Value = f64;
+impl Visitor<'_> for Real {
+    type Value = f64;
 
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a number of 0 or more")
-        }
-
-        fn visit_f64<E: Error>(self, value: f64) -> Result<f64, E> {
-            let fits = value >= 0.0 && value.is_finite();
-            if fits { Ok(value) } else { Err(E::invalid_value(Unexpected::Float(value), &self)) }
-        }
-
-        fn visit_i64<E: Error>(self, value: i64) -> Result<f64, E> {
-            self.visit_f64(value as f64)
-        }
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number of 0 or more")?;
+        if self.below.is_finite() { write!(f, " and below {}", self.below) } else { Ok(()) }
     }
 
-    deserializer.deserialize_f64(Share).map(Some)
+    fn visit_f64<E: Error>(self, value: f64) -> Result<f64, E> {
+        let fits = (0.0..self.below).contains(&value);
+        if fits { Ok(value) } else { Err(E::invalid_value(Unexpected::Float(value), &self)) }
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<f64, E> {
+        self.visit_f64(value as f64)
+    }
+}
+
+/// Reads a share: a finite number of 0 or more.
+pub(super) fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    deserializer.deserialize_f64(Real { below: f64::INFINITY }).map(Some)
+}
+
+/// Reads a part of a whole: 0 or more, and below 1.
+pub(super) fn part<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    deserializer.deserialize_f64(Real { below: 1.0 }).map(Some)
 }

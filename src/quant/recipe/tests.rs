@@ -65,6 +65,8 @@ fn values_are_refused_with_what_is_allowed() {
     refused("damp = -0.5", 1, Some("damp"), "a number of 0 or more");
     refused("damp = inf", 1, Some("damp"), "a number of 0 or more");
     refused("damp = nan", 1, Some("damp"), "a number of 0 or more");
+    refused("act-aware = 1", 1, Some("act-aware"), "a number of 0 or more and below 1");
+    refused("output-type = \"q9\"", 1, Some("output-type"), "`auto` or a tensor type");
     refused("memory = \"4 apples\"", 1, Some("memory"), "a size in quotes, for instance \"4G\"");
 }
 
@@ -98,7 +100,8 @@ fn memory_is_written_as_it_is_read() {
 
 #[test]
 fn needs_are_those_of_the_steps() {
-    assert_eq!(BALANCED.needs(), Needs::CHANNELS);
+    assert_eq!(FAST.needs(), Needs::CHANNELS);
+    assert_eq!(BALANCED.needs(), Needs::CHANNELS | Needs::MEANS);
     assert_eq!(BEST.needs(), Needs::CHANNELS | Needs::SECOND_MOMENTS);
     assert_eq!(BALANCED.without_statistics().needs(), Needs::NOTHING);
     let measured = Recipe { order: OrderRule::Auto, rounding: RoundingRule::Greedy, ..BALANCED };

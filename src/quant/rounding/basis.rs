@@ -75,6 +75,15 @@ pub fn rotated_mean(mean: &[f32], transform: &Transform, codec: Codec) -> Vec<f3
     new
 }
 
+/// The mean square of each column's activation, for the mean squares that the model has; without rotation, which only TCQ4 has.
+///
+/// # Panics
+/// If the transform is of another number of columns.
+pub fn importance(mean_sq: &[f32], transform: &Transform) -> Vec<f32> {
+    let (order, factors) = gathered(mean_sq.len(), transform);
+    order.iter().zip(factors).map(|(&j, factor)| mean_sq[j as usize] * factor * factor).collect()
+}
+
 /// Where each of the weights' columns comes from, and by what its activation is multiplied.
 ///
 /// # Panics
@@ -128,6 +137,13 @@ mod tests {
         assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5 * largest));
         let mean =
             |rows: &[Vec<f32>]| -> Vec<f32> { (0..COLUMNS).map(|j| rows.iter().map(|row| row[j]).sum()).collect() };
+        let squares = |rows: &[Vec<f32>]| -> Vec<f32> {
+            (0..COLUMNS).map(|j| rows.iter().map(|row| row[j] * row[j]).sum()).collect()
+        };
+        let mut unrotated = entering.clone();
+        unrotated.iter_mut().flat_map(|row| row.as_chunks_mut::<256>().0).for_each(fwht256);
+        let found = importance(&squares(&rows), &transform);
+        assert!(found.iter().zip(squares(&unrotated)).all(|(a, b)| (a - b).abs() < 1e-4 * b.max(1.0)));
         let found = rotated_mean(&mean(&rows), &transform, Codec::new(Encoder::Default));
         assert!(found.iter().zip(mean(&entering)).all(|(a, b)| (a - b).abs() < 1e-4));
     }

@@ -12,7 +12,7 @@ mod noise;
 mod panel;
 mod passes;
 
-pub use basis::{gathered, rotate, rotated, rotated_mean};
+pub use basis::{gathered, importance, rotate, rotated, rotated_mean};
 pub use curvature::{Curvature, Damping};
 pub use greedy::{Flipped, flip_to_mean, unprotected};
 pub use noise::ActivationNoise;
