@@ -18,12 +18,13 @@ CHUNKS, SAMPLES = os.environ.get("CHUNKS", "20"), os.environ.get("SAMPLES", "64"
 PATHS = os.environ.get("PATHS", "none a4-g256").split()
 TEXTS = {"WikiText-2": "wikitext2-test.raw", "C4": "c4-validation-head.txt"}
 NOTHING = ["--scales", "none", "--order", "none"]
+NEAREST = ["--rounding", "nearest"]
 GPTQ = ["--rounding", "gptq"]
 RECIPES = {
-    "nothing": NOTHING,
-    "order": ["--scales", "none", "--order", "zigzag"],
-    "scale": ["--scales", "closed-form", "--order", "none"],
-    "scale, order": [],
+    "nothing": [*NOTHING, *NEAREST],
+    "order": ["--scales", "none", "--order", "zigzag", *NEAREST],
+    "scale": ["--scales", "closed-form", "--order", "none", *NEAREST],
+    "scale, order": NEAREST,
     "scale, order, greedy": ["--rounding", "greedy"],
     "GPTQ": [*NOTHING, *GPTQ],
     "scale, order, GPTQ": [*GPTQ, "--refine", "0"],

@@ -130,7 +130,7 @@ fn encoding_steps(loss: &TensorLoss, recipe: &Recipe) -> [StepRecord; 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::recipe::{BALANCED, BEST, OrderRule, ScaleRule};
+    use crate::quant::recipe::{BALANCED, BEST, FAST, OrderRule, ScaleRule};
     use crate::quant::{Applied, Measured, ScaleOutcome};
 
     const MEASURED: Recipe = Recipe { scales: ScaleRule::Awq, order: OrderRule::Auto, ..BALANCED };

@@ -1,9 +1,13 @@
 //! `--act-aware` and `--target-bpw` as a user runs them. Needs llama.cpp.
 
 use serde_json::Value;
+use tcq4::calib::store;
+use tcq4::convert::read_rows;
+use tcq4::gguf::Source;
 
 use crate::cli::{LITTLE, assert_same_tensors};
 use crate::support::Dir;
+use crate::support::cmd::fixture;
 
 const INT4: &str = "--activations int4-group32";
 
@@ -124,4 +128,31 @@ fn what_cannot_be_is_refused_before_any_work() {
         .fails_like(3, "error: no: cannot open the output folder");
     dir.tcq4(&format!("{convert} --target-bpw 9 --sensitivities .")).fails_like(3, "error: .");
     dir.tcq4("eval MODEL -f EVALUATION --ignore-marks").fails_like(2, "error: the following required arguments");
+}
+
+#[test]
+fn types_of_ggml_keep_what_matters_more() {
+    let dir = Dir::new();
+    dir.tcq4(&format!("calibrate -m MODEL -c CALIBRATION -o perms.json --stats stats.gguf {LITTLE}")).ok();
+    let plain = "--tensor-type ffn_down=q4_k --scales none --order none --rounding nearest";
+    dir.tcq4(&format!("quantize MODEL plain.gguf {plain}")).ok();
+    dir.tcq4(&format!("quantize MODEL weighed.gguf {plain} --stats stats.gguf")).ok();
+    let statistics = store::load(&dir.file("stats.gguf")).unwrap();
+    let (model, name) = (Source::open(&fixture("models/tiny-llama-f16.gguf")).unwrap(), "blk.1.ffn_down.weight");
+    let importance = statistics.entries[name].importance(0);
+    let values = |source: &Source| {
+        let tensor = source.tensor(name).unwrap();
+        let mut rows = vec![0.0; (tensor.rows() * tensor.columns()) as usize];
+        read_rows(source, tensor, 0, &mut rows).unwrap();
+        rows
+    };
+    let original = values(&model);
+    let error = |file: &str| -> f64 {
+        let stored = values(&Source::open(&dir.file(file)).unwrap());
+        let weighed =
+            |(i, (a, b)): (usize, (&f32, &f32))| f64::from(importance[i % importance.len()] * (a - b) * (a - b));
+        original.iter().zip(&stored).enumerate().map(weighed).sum()
+    };
+    let (plain, weighed) = (error("plain.gguf"), error("weighed.gguf"));
+    assert!(weighed < 0.97 * plain, "{weighed} {plain}");
 }

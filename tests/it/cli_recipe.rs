@@ -38,7 +38,7 @@ fn options_come_before_the_file_and_the_file_before_the_preset() {
     };
     let of = |recipe: &Value| ["rounding", "refine", "scales", "act-order", "samples"].map(|key| recipe[key].clone());
     let expected = |values: Value| values.as_array().unwrap().clone();
-    assert_eq!(of(&printed("")).to_vec(), expected(json!(["nearest", 2, "closed-form", true, 32])));
+    assert_eq!(of(&printed("")).to_vec(), expected(json!(["greedy", 2, "closed-form", true, 32])));
     assert_eq!(of(&printed("--recipe r.toml")).to_vec(), expected(json!(["gptq", 7, "none", false, 64])));
     let line = "--recipe r.toml --preset fast --refine 1 --act-order -n 5";
     assert_eq!(of(&printed(line)).to_vec(), expected(json!(["nearest", 1, "none", true, 5])));
@@ -71,8 +71,8 @@ fn what_is_no_recipe_is_refused_with_line_key_and_what_is_allowed() {
     refused(
         b"refine = 3\n\nrefien = 4\n",
         "line 3: unknown field `refien`, expected one of `preset`, `scales`, `salience`, `alpha-grid`, `order`, `perm-apply`, \
-         `activations`, `encoder`, `rounding`, `damp`, `act-order`, `shrink`, `refine`, `sequential`, `layer-batch`, `samples`, \
-         `memory`",
+         `activations`, `encoder`, `rounding`, `damp`, `act-order`, `shrink`, `refine`, `sequential`, `layer-batch`, \
+         `embedding-type`, `output-type`, `target-bpw`, `act-aware`, `sensitivity`, `samples`, `memory`",
     );
     refused(
         b"rounding = \"gptk\"",
@@ -115,7 +115,8 @@ fn steps_that_lack_what_they_need_are_refused() {
 #[test]
 fn what_no_step_needs_is_not_measured() {
     let dir = Dir::new();
-    let done = dir.tcq4(&format!("convert MODEL -o a.gguf {LITTLE} --scales none --order none")).ok();
+    let nothing = "--scales none --order none --rounding nearest";
+    let done = dir.tcq4(&format!("convert MODEL -o a.gguf {LITTLE} {nothing}")).ok();
     assert!(
         !done.stderr.contains("calibrate") && !done.stdout.contains("The text runs"),
         "{}{}",
@@ -124,8 +125,38 @@ fn what_no_step_needs_is_not_measured() {
     );
     dir.tcq4("quantize MODEL b.gguf").ok();
     crate::cli::assert_same_tensors(&dir, "a.gguf", "b.gguf");
-    dir.tcq4(&format!("convert MODEL -o c.gguf {LITTLE} --scales none --order none --stats s.gguf")).ok();
+    dir.tcq4(&format!("convert MODEL -o c.gguf {LITTLE} {nothing} --stats s.gguf")).ok();
     assert!(dir.names().contains(&"s.gguf".to_owned()), "statistics that are kept are measured");
+}
+
+#[test]
+fn the_head_is_of_the_type_that_was_said_last() {
+    let dir = Dir::new();
+    let head = |line: &str| {
+        let plan = dir.tcq4(&format!("convert MODEL -o out.gguf --dry-run --json {line}")).record("plan");
+        let tensors = plan["plan"]["tensors"].as_array().unwrap().clone();
+        tensors.iter().find(|tensor| tensor["name"] == "token_embd.weight").unwrap()["to"].clone()
+    };
+    assert_eq!(head(""), "q6_K");
+    assert_eq!(head("--preset best"), "q8_0");
+    assert_eq!(head("--preset best --output-type q6_k"), "q6_K");
+    assert_eq!(head("--preset best --embedding-type f16"), "f16", "embedding and head are one tensor");
+    dir.write("r.toml", b"preset = \"best\"\noutput-type = \"auto\"\n");
+    assert_eq!(head("--recipe r.toml"), "q6_K");
+    assert_eq!(head("--recipe r.toml --output-type q5_k"), "q5_K");
+}
+
+#[test]
+fn mixed_precision_is_part_of_a_recipe() {
+    let dir = Dir::new();
+    dir.write("r.toml", b"target-bpw = 5.5\nact-aware = 0.3\nsensitivity = \"estimate\"\nactivations = \"int4\"\n");
+    dir.tcq4(&format!("convert MODEL -o file.gguf {LITTLE} --recipe r.toml")).ok();
+    let options = "--target-bpw 5.5 --act-aware 0.3 --sensitivity estimate --activations int4";
+    let record = dir.tcq4(&format!("convert MODEL -o options.gguf {LITTLE} {options} --json")).record("convert");
+    assert!(dir.read("file.gguf") == dir.read("options.gguf"));
+    assert!(record["types"].is_object() && record["act_aware"].is_object(), "{record}");
+    let recipe = recorded(&dir, "file.gguf");
+    assert_eq!((&recipe["target-bpw"], &recipe["act-aware"]), (&json!(5.5), &json!(0.3)));
 }
 
 #[test]

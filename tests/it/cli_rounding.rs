@@ -69,11 +69,11 @@ fn presets_are_what_they_say() {
     let chunks = |preset: &str| {
         let line = format!("convert MODEL -o {preset}.gguf --ctx 32 --preset {preset} --json");
         let record = dir.tcq4(&line).record("convert");
-        (record["text"]["chunks"].clone(), record["losses"][0]["output"].is_object())
+        (record["text"]["chunks"].clone(), record["losses"][0]["output"]["measure"].clone())
     };
-    assert_eq!(chunks("fast"), (Value::from(8), false));
-    assert_eq!(chunks("balanced"), (Value::from(32), false));
-    assert_eq!(chunks("best"), (Value::from(64), true));
+    assert_eq!(chunks("fast"), (Value::from(6), Value::Null));
+    assert_eq!(chunks("balanced"), (Value::from(32), Value::from("mean")));
+    assert_eq!(chunks("best"), (Value::from(64), Value::from("second-moment")));
 }
 
 #[test]
@@ -85,4 +85,6 @@ fn what_does_not_go_together_is_refused() {
     );
     dir.tcq4("convert MODEL -o out.gguf --damp=-1").fails_like(2, "error: invalid value '-1' for '--damp <SHARE>'");
     assert!(dir.names().is_empty());
+    // What no one asked for gives way.
+    dir.tcq4("convert MODEL -o out.gguf -n 2 --ctx 32 --encoder parity").ok();
 }
