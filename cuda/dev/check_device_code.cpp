@@ -1,6 +1,6 @@
 // Checks the device functions of cuda/include without a GPU (see emulate.h) against the scalar functions of tcq4_k32.h.
 //
-//   c++ -std=c++20 -O2 -pthread -I cuda/include -o check cuda/dev/check_device_code.cpp && ./check
+//   c++ -std=c++20 -O2 -I cuda/include -o check cuda/dev/check_device_code.cpp && ./check
 //
 // Codes, scales and decoded weights have to be the same bits; products differ by the order of f32 additions only. With -DTCQ4_NATIVE_INT4=1 the INT4
 // path is that of sm_80 to sm_89, otherwise the widened one of sm_90. Prints a line for each check; the exit status is 1 if one failed.

@@ -1,18 +1,17 @@
-// Runs device functions of cuda/include on the CPU, without a GPU: every thread of a block is a host thread, warps exchange registers in step.
+// Runs device functions of cuda/include on the CPU, without a GPU: every thread of a block is a fiber, warps exchange registers in step.
 //
 // For tests of meaning (which lane holds what), not of speed. Shuffles, dp4a, conversions and mma are done as the PTX manual defines them; one
-// block runs at a time, and all threads of a warp must reach every exchange.
+// block runs at a time on one host thread, and all threads of a warp must reach every exchange. Needs ucontext.h (Linux).
 
 #ifndef TCQ4_EMULATE_H
 #define TCQ4_EMULATE_H
 
-#include <barrier>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <functional>
 #include <memory>
-#include <thread>
+#include <ucontext.h>
 #include <vector>
 
 #define TCQ4_EMULATED 1
@@ -20,53 +19,94 @@
 #define __forceinline__ inline
 #define __shared__      static
 
-struct emulated_block {
-    struct warp {
-        std::barrier<> barrier{32};
-        uint32_t       slots[8][32];
-    };
-    explicit emulated_block(int threads) : barrier(threads) {
-        for (int i = 0; i < threads/32; ++i) {
-            warps.push_back(std::make_unique<warp>());
-        }
-    }
-    std::barrier<>                     barrier;
-    std::vector<std::unique_ptr<warp>> warps;
+static struct { unsigned x; } threadIdx;
+
+struct emulated_barrier {
+    int      threads    = 0;
+    int      arrived    = 0;
+    unsigned generation = 0;
 };
 
-static thread_local struct { unsigned x; } threadIdx;
-static emulated_block * the_block;
+struct emulated_warp {
+    emulated_barrier barrier;
+    uint32_t         slots[8][32];
+};
 
-static inline emulated_block::warp & own_warp() { return *the_block->warps[threadIdx.x/32]; }
-static inline int                    own_lane() { return (int) threadIdx.x%32; }
+struct emulated_fiber {
+    ucontext_t        context;
+    std::vector<char> stack;
+    bool              done = false;
+};
 
-// Calls `body` in so many threads, which are a block.
-static inline void emulate(int threads, const std::function<void()> & body) {
-    emulated_block block(threads);
-    the_block = &block;
-    std::vector<std::thread> all;
-    for (int i = 0; i < threads; ++i) {
-        all.emplace_back([&, i] {
-            threadIdx.x = (unsigned) i;
-            body();
-        });
+static struct {
+    std::vector<std::unique_ptr<emulated_fiber>> fibers;
+    std::vector<emulated_warp>                   warps;
+    emulated_barrier                             barrier;
+    ucontext_t                                   scheduler;
+    const std::function<void()> *                body;
+} the_block;
+
+static inline emulated_warp & own_warp() { return the_block.warps[threadIdx.x/32]; }
+static inline int             own_lane() { return (int) threadIdx.x%32; }
+
+static inline void emulated_thread() {
+    (*the_block.body)();
+    the_block.fibers[threadIdx.x]->done = true;
+}
+
+// Lets the other threads run until all have come here.
+static inline void wait(emulated_barrier & barrier) {
+    const unsigned generation = barrier.generation;
+    if (++barrier.arrived == barrier.threads) {
+        barrier.arrived = 0;
+        ++barrier.generation;
+        return;
     }
-    for (std::thread & one : all) {
-        one.join();
+    while (barrier.generation == generation) {
+        swapcontext(&the_block.fibers[threadIdx.x]->context, &the_block.scheduler);
     }
 }
 
-static inline void __syncthreads() { the_block->barrier.arrive_and_wait(); }
+// Calls `body` in so many threads, which are a block.
+static inline void emulate(int threads, const std::function<void()> & body) {
+    const size_t stack = 256*1024;
+    the_block.body    = &body;
+    the_block.barrier = { threads, 0, 0 };
+    the_block.warps.assign(threads/32, emulated_warp{ { 32, 0, 0 }, {} });
+    the_block.fibers.clear();
+    for (int i = 0; i < threads; ++i) {
+        auto fiber = std::make_unique<emulated_fiber>();
+        fiber->stack.resize(stack);
+        getcontext(&fiber->context);
+        fiber->context.uc_stack.ss_sp   = fiber->stack.data();
+        fiber->context.uc_stack.ss_size = stack;
+        fiber->context.uc_link          = &the_block.scheduler;
+        makecontext(&fiber->context, emulated_thread, 0);
+        the_block.fibers.push_back(std::move(fiber));
+    }
+    for (bool running = true; running;) {
+        running = false;
+        for (int i = 0; i < threads; ++i) {
+            if (!the_block.fibers[i]->done) {
+                threadIdx.x = (unsigned) i;
+                swapcontext(&the_block.scheduler, &the_block.fibers[i]->context);
+                running = true;
+            }
+        }
+    }
+}
+
+static inline void __syncthreads() { wait(the_block.barrier); }
 
 // Gives every lane's value of up to 8 registers to `use`, which may read those of the whole warp.
 template <typename F> static inline auto exchange(const uint32_t * registers, int n, F use) {
-    emulated_block::warp & warp = own_warp();
+    emulated_warp & warp = own_warp();
     for (int i = 0; i < n; ++i) {
         warp.slots[i][own_lane()] = registers[i];
     }
-    warp.barrier.arrive_and_wait();
+    wait(warp.barrier);
     auto result = use(warp.slots);
-    warp.barrier.arrive_and_wait();
+    wait(warp.barrier);
     return result;
 }
 
