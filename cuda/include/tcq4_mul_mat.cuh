@@ -50,13 +50,15 @@ static __device__ __forceinline__ void tcq4_mma_s8(int (&d)[4], const uint2 & lo
     asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
         : "r"(low.x), "r"(high.x), "r"(low.y), "r"(high.y), "r"(even), "r"(odd));
-#elif defined(__CUDA_ARCH__)
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
     asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};" : "+r"(d[0]), "+r"(d[1]) : "r"(low.x),  "r"(even));
     asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};" : "+r"(d[0]), "+r"(d[1]) : "r"(low.y),  "r"(odd));
     asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};" : "+r"(d[2]), "+r"(d[3]) : "r"(high.x), "r"(even));
     asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};" : "+r"(d[2]), "+r"(d[3]) : "r"(high.y), "r"(odd));
 #elif defined(TCQ4_EMULATED)
     emulated_mma_s8(d, { low.x, high.x, low.y, high.y }, { even, odd });
+#else
+    (void) d; (void) low; (void) high; (void) even; (void) odd; // no tensor cores: never launched
 #endif
 }
 
@@ -70,6 +72,8 @@ static __device__ __forceinline__ void tcq4_mma_s4(int (&d)[4], uint32_t low, ui
 #elif TCQ4_NATIVE_INT4
     asm("mma.sync.aligned.m8n8k32.row.col.s32.s4.s4.s32 {%0, %1}, {%2}, {%3}, {%0, %1};" : "+r"(d[0]), "+r"(d[1]) : "r"(low),  "r"(weights));
     asm("mma.sync.aligned.m8n8k32.row.col.s32.s4.s4.s32 {%0, %1}, {%2}, {%3}, {%0, %1};" : "+r"(d[2]), "+r"(d[3]) : "r"(high), "r"(weights));
+#else
+    (void) d; (void) low; (void) high; (void) weights; // widened, or never launched
 #endif
 }
 

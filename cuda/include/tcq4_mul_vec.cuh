@@ -19,15 +19,25 @@
 static __device__ __forceinline__ int tcq4_even(uint32_t word) { return (int) (word << 4 & 0xf0f0f0f0u); }
 static __device__ __forceinline__ int tcq4_odd (uint32_t word) { return (int) (word      & 0xf0f0f0f0u); }
 
+// a.b + c of four signed bytes each.
+static __device__ __forceinline__ int tcq4_dp4a(int a, int b, int c) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 610
+    return __dp4a(a, b, c);
+#else
+    (void) a; (void) b; // no such instruction: never launched
+    return c;
+#endif
+}
+
 // 16 times the dot product of one word of weight codes with INT8 codes, or 256 times that with INT4 codes; `part` as above.
 static __device__ __forceinline__ int tcq4_dot(uint32_t word, const tcq4_act8 & act, int group, int part) {
     const uint2 codes = ((const uint2 *) act.codes)[4*group + part];
-    return __dp4a(tcq4_even(word), (int) codes.x, __dp4a(tcq4_odd(word), (int) codes.y, 0));
+    return tcq4_dp4a(tcq4_even(word), (int) codes.x, tcq4_dp4a(tcq4_odd(word), (int) codes.y, 0));
 }
 
 static __device__ __forceinline__ int tcq4_dot(uint32_t word, const tcq4_act4 & act, int group, int part) {
     const uint32_t codes = act.codes[4*group + part];
-    return __dp4a(tcq4_even(word), tcq4_even(codes), __dp4a(tcq4_odd(word), tcq4_odd(codes), 0));
+    return tcq4_dp4a(tcq4_even(word), tcq4_even(codes), tcq4_dp4a(tcq4_odd(word), tcq4_odd(codes), 0));
 }
 
 static __device__ __forceinline__ float tcq4_dot_unit(const tcq4_act8 &) { return 1.0f/16; }

@@ -5,6 +5,7 @@
 
 #include "tcq4.cuh"
 #include "mmid.cuh"
+#if !defined(GGML_USE_HIP) && !defined(GGML_USE_MUSA)
 #include "tcq4_decode.cuh"
 #include "tcq4_mul_mat.cuh"
 
@@ -256,10 +257,11 @@ void ggml_cuda_tcq4_get_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst)
     CUDA_CHECK(cudaGetLastError());
 }
 
-bool ggml_cuda_tcq4_supports_op(const ggml_tensor * op) {
+bool ggml_cuda_tcq4_supports_op(const ggml_tensor * op, const int cc) {
     const ggml_tensor * a = op->src[0];
     const ggml_tensor * b = op->src[1];
-    if (op->type != GGML_TYPE_F32 || !ggml_is_contiguous(a)) {
+    // integer tensor cores came with Turing
+    if (ggml_cuda_highest_compiled_arch(cc) < GGML_CUDA_CC_TURING || op->type != GGML_TYPE_F32 || !a || a->type != GGML_TYPE_TCQ4_K32 || !ggml_is_contiguous(a)) {
         return false;
     }
     switch (op->op) {
@@ -272,3 +274,15 @@ bool ggml_cuda_tcq4_supports_op(const ggml_tensor * op) {
             return false;
     }
 }
+
+#else // the kernels are written for NVIDIA's tensor cores
+
+void ggml_cuda_tcq4_mul_mat   (ggml_backend_cuda_context &, ggml_tensor *) { GGML_ABORT("TCQ4_K32 is not supported by this backend"); }
+void ggml_cuda_tcq4_mul_mat_id(ggml_backend_cuda_context &, ggml_tensor *) { GGML_ABORT("TCQ4_K32 is not supported by this backend"); }
+void ggml_cuda_tcq4_get_rows  (ggml_backend_cuda_context &, ggml_tensor *) { GGML_ABORT("TCQ4_K32 is not supported by this backend"); }
+
+bool ggml_cuda_tcq4_supports_op(const ggml_tensor *, int) {
+    return false;
+}
+
+#endif
