@@ -48,3 +48,6 @@ void tcq4_act_round_scalar(enum tcq4_act_path path, const float * x, struct tcq4
 
 // One per instruction set; sets that the compiler's target rules out do not exist.
 extern const struct tcq4_kernels tcq4_kernels_scalar;
+#if defined(__x86_64__) || defined(_M_X64)
+extern const struct tcq4_kernels tcq4_kernels_avx512;
+#endif

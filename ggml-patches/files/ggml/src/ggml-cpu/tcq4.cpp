@@ -12,6 +12,9 @@ namespace {
 // Best last.
 const tcq4_kernels * const all_kernels[] = {
     &tcq4_kernels_scalar,
+#if defined(__x86_64__) || defined(_M_X64)
+    &tcq4_kernels_avx512,
+#endif
 };
 
 const int n_kernels = sizeof(all_kernels)/sizeof(all_kernels[0]);
