@@ -1,0 +1,397 @@
+// TCQ4_K32 with AVX-512 and VNNI: 16 rows (two stripes) in the lanes of a vector.
+//
+// Layout. In a tile, the 16 bytes of a row's group lie together. A transposition of dwords (8 shuffles for 16 rows) gives vectors whose
+// lane is a row and whose 4 bytes are 4 consecutive even (or odd) elements of it, so vpdpbusd takes the activations as one broadcast
+// dword and a lane ends up with the whole dot product of its row: nothing is ever summed across lanes.
+//
+// Work of 16 rows by 32 columns for one activation row: 8 vpdpbusd and 2 (with zero points 3) fused multiply-adds, on the two
+// ports that also limit a loop of vpdpbusd alone: at most 8/10 (8/11) of that peak.
+// - One to four activation rows (GEMV): codes go straight from memory to registers. Bound: memory.
+// - More (GEMM): a pair of tiles is widened once into 5.5 KB of L1 and used for up to 128 activation rows, 16 at a time. Bound: ALU.
+
+#include "tcq4-kernels.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+
+#include <immintrin.h>
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized" // gcc 12 says so of its own _mm512_undefined_ps()
+#endif
+
+#if defined(__GNUC__)
+#define TCQ4_AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
+#define TCQ4_INLINE static inline __attribute__((always_inline)) TCQ4_AVX512
+#else
+#define TCQ4_AVX512
+#define TCQ4_INLINE static __forceinline
+#endif
+
+namespace {
+
+enum {
+    ROWS      = 16,  // rows at once
+    ACTS      = 16,  // activation rows whose sums are held in registers
+    ACTS_MOST = 128, // activation rows for which a tile is widened once
+};
+
+struct scales {
+    __m512 step  [TCQ4_GROUPS]; // S*sc/127, cut to 22 bits
+    __m512 magic [TCQ4_GROUPS]; // -step * 1.5*2^23
+    __m512 offset[TCQ4_GROUPS]; // Z*zc/127
+    bool   has_offsets;
+};
+
+struct panel {
+    __m512i w[TCQ4_GROUPS][8]; // codes + 8; the dwords are those of tcq4_act_chunk::q
+    scales  s;
+};
+
+// Two tiles below each other. Lane 4*l + i of a vector is row l + 4*(i & 1) + 8*(i >> 1).
+struct tile_pair {
+    const tcq4_tile * a;
+    const tcq4_tile * b;
+};
+
+alignas(64) const int32_t lane_of_row[16] = { 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15 };
+alignas(64) const int32_t first_dword[16] = { 0, 8, 16, 24, 2, 10, 18, 26, 4, 12, 20, 28, 6, 14, 22, 30 }; // 2 * row of the lane
+alignas(32) const int16_t row_of_lane[16] = { 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15 };
+
+TCQ4_INLINE __m512 load_halves(const uint16_t * a, const uint16_t * b) {
+    const __m128i low  = _mm_loadu_si128((const __m128i *) a);
+    const __m128i high = _mm_loadu_si128((const __m128i *) b);
+    const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+    return _mm512_cvtph_ps(_mm256_permutexvar_epi16(_mm256_load_si256((const __m256i *) row_of_lane), both));
+}
+
+// Byte `byte` of each dword, sign-extended, as float times `unit`.
+template <int byte> TCQ4_INLINE __m512 code_times(__m512i dwords, __m512 unit) {
+    const __m512i code = _mm512_srai_epi32(_mm512_slli_epi32(dwords, 24 - 8*byte), 24);
+    return _mm512_mul_ps(_mm512_cvtepi32_ps(code), unit);
+}
+
+TCQ4_INLINE void codes_times(const int8_t * a, const int8_t * b, __m512 unit, __m512 * out) {
+    const __m512i low   = _mm512_loadu_si512(a);
+    const __m512i high  = _mm512_loadu_si512(b);
+    const __m512i index = _mm512_load_si512(first_dword);
+    const __m512i first  = _mm512_permutex2var_epi32(low, index, high);
+    const __m512i second = _mm512_permutex2var_epi32(low, _mm512_add_epi32(index, _mm512_set1_epi32(1)), high);
+    out[0] = code_times<0>(first,  unit);
+    out[1] = code_times<1>(first,  unit);
+    out[2] = code_times<2>(first,  unit);
+    out[3] = code_times<3>(first,  unit);
+    out[4] = code_times<0>(second, unit);
+    out[5] = code_times<1>(second, unit);
+    out[6] = code_times<2>(second, unit);
+    out[7] = code_times<3>(second, unit);
+}
+
+TCQ4_INLINE void unpack_scales(tile_pair tiles, scales * out) {
+    const __m512 divisor = _mm512_set1_ps(127.0f);
+    const __m512 scale   = _mm512_div_ps(load_halves(tiles.a->scale, tiles.b->scale), divisor);
+    codes_times(tiles.a->scale_code, tiles.b->scale_code, scale, out->step);
+    for (int g = 0; g < TCQ4_GROUPS; ++g) {
+        const __m512i cut = _mm512_and_si512(_mm512_castps_si512(out->step[g]), _mm512_set1_epi32(~3));
+        out->step [g] = _mm512_castsi512_ps(cut);
+        out->magic[g] = _mm512_mul_ps(out->step[g], _mm512_set1_ps(-TCQ4_MAGIC_FLOAT));
+    }
+    const __m512 zero = load_halves(tiles.a->zero, tiles.b->zero);
+    out->has_offsets = _mm512_cmp_ps_mask(zero, _mm512_setzero_ps(), _CMP_NEQ_UQ) != 0;
+    if (out->has_offsets) {
+        codes_times(tiles.a->zero_code, tiles.b->zero_code, _mm512_div_ps(zero, divisor), out->offset);
+    }
+}
+
+// Widens a group of 16 rows to bytes of 0..15.
+TCQ4_INLINE void unpack_group(tile_pair tiles, int g, __m512i * w) {
+    const __m512i a0 = _mm512_loadu_si512(tiles.a->codes + 128*g); // rows 0..3
+    const __m512i a1 = _mm512_loadu_si512(tiles.a->codes + 128*g + 64);
+    const __m512i b0 = _mm512_loadu_si512(tiles.b->codes + 128*g);
+    const __m512i b1 = _mm512_loadu_si512(tiles.b->codes + 128*g + 64);
+    const __m512i a01 = _mm512_unpacklo_epi32(a0, a1); // dwords 0 and 1 of the rows
+    const __m512i a23 = _mm512_unpackhi_epi32(a0, a1);
+    const __m512i b01 = _mm512_unpacklo_epi32(b0, b1);
+    const __m512i b23 = _mm512_unpackhi_epi32(b0, b1);
+    const __m512i packed[4] = {
+        _mm512_unpacklo_epi64(a01, b01), _mm512_unpackhi_epi64(a01, b01),
+        _mm512_unpacklo_epi64(a23, b23), _mm512_unpackhi_epi64(a23, b23),
+    };
+    const __m512i low_nibbles = _mm512_set1_epi8(15);
+    const __m512i sign        = _mm512_set1_epi8(8);
+    for (int j = 0; j < 4; ++j) {
+        w[j]     = _mm512_ternarylogic_epi32(packed[j], low_nibbles, sign, 0x6a); // (x & 15) ^ 8
+        w[j + 4] = _mm512_ternarylogic_epi32(_mm512_srli_epi32(packed[j], 4), low_nibbles, sign, 0x6a);
+    }
+}
+
+// Adds a group of 16 rows times N activation rows.
+template <int N, bool has_offsets> TCQ4_INLINE void add_group(const __m512i * w, const scales & s, int g, const char * acts, size_t stride, __m512 * sums) {
+    __m512i dot[N];
+    for (int m = 0; m < N; ++m) {
+        dot[m] = _mm512_set1_epi32(((const tcq4_act_chunk *) (acts + m*stride))->bias[g]);
+    }
+    for (int j = 0; j < 8; ++j) {
+        for (int m = 0; m < N; ++m) {
+            const int32_t * q = (const int32_t *) ((const tcq4_act_chunk *) (acts + m*stride))->q;
+            dot[m] = _mm512_dpbusd_epi32(dot[m], w[j], _mm512_set1_epi32(q[8*g + j]));
+        }
+    }
+    for (int m = 0; m < N; ++m) {
+        const tcq4_act_chunk * a = (const tcq4_act_chunk *) (acts + m*stride);
+        const __m512 product = _mm512_fmadd_ps(_mm512_castsi512_ps(dot[m]), s.step[g], s.magic[g]);
+        sums[m] = _mm512_fmadd_ps(product, _mm512_set1_ps(a->d[g]), sums[m]);
+        if (has_offsets) {
+            sums[m] = _mm512_fmadd_ps(s.offset[g], _mm512_set1_ps(a->ds[g]), sums[m]);
+        }
+    }
+}
+
+// Adds the product of a widened pair of tiles and N activation rows.
+template <int N, bool has_offsets> TCQ4_AVX512 void add_panel(const panel & p, const char * acts, size_t stride, __m512 * sums_at) {
+    enum { STEP = N < 4 ? N : 4 }; // independent chains of vpdpbusd, whose latency is about 5 cycles
+    __m512 sums[N];
+    for (int m = 0; m < N; ++m) {
+        sums[m] = sums_at[m];
+    }
+    for (int g = 0; g < TCQ4_GROUPS; ++g) {
+        __m512i w[8];
+        for (int j = 0; j < 8; ++j) {
+            w[j] = p.w[g][j];
+        }
+        const char * at = acts;
+#pragma GCC unroll 4
+        for (int m = 0; m < N; m += STEP, at += STEP*stride) {
+            add_group<STEP, has_offsets>(w, p.s, g, at, stride, sums + m);
+        }
+    }
+    for (int m = 0; m < N; ++m) {
+        sums_at[m] = sums[m];
+    }
+}
+
+template <int N> TCQ4_AVX512 void add_panel(const panel & p, const char * acts, size_t stride, __m512 * sums) {
+    if (p.s.has_offsets) {
+        add_panel<N, true>(p, acts, stride, sums);
+    } else {
+        add_panel<N, false>(p, acts, stride, sums);
+    }
+}
+
+// Stores the sums of 16 rows, or of the first 8 of them.
+TCQ4_INLINE void store(float * dst, __m512 sum, bool whole) {
+    const __m512 rows = _mm512_permutexvar_ps(_mm512_load_si512(lane_of_row), sum);
+    if (whole) {
+        _mm512_storeu_ps(dst, rows);
+    } else {
+        _mm256_storeu_ps(dst, _mm512_castps512_ps256(rows));
+    }
+}
+
+// Up to ACTS_MOST activation rows from `first` on, times a pair of stripes.
+TCQ4_AVX512 void gemm(const tcq4_kernels_args * args, const tcq4_tile * a, const tcq4_tile * b, int64_t first, int64_t n, float * dst) {
+    panel  p;
+    __m512 sums[ACTS_MOST];
+    for (int64_t m = 0; m < n; ++m) {
+        sums[m] = _mm512_setzero_ps();
+    }
+    for (int64_t t = 0; t < args->n_tiles; ++t) {
+        const tile_pair tiles = { a + t, b + t };
+        unpack_scales(tiles, &p.s);
+        for (int g = 0; g < TCQ4_GROUPS; ++g) {
+            unpack_group(tiles, g, p.w[g]);
+        }
+        const char * acts   = args->acts + first*args->act_stride + t*sizeof(tcq4_act_chunk);
+        const size_t stride = args->act_stride;
+        int64_t m = 0;
+        for (; m + ACTS <= n; m += ACTS) {
+            add_panel<ACTS>(p, acts + m*stride, stride, sums + m);
+        }
+        for (; m + 4 <= n; m += 4) {
+            add_panel<4>(p, acts + m*stride, stride, sums + m);
+        }
+        for (; m < n; ++m) {
+            add_panel<1>(p, acts + m*stride, stride, sums + m);
+        }
+    }
+    for (int64_t m = 0; m < n; ++m) {
+        store(dst + (first + m)*args->dst_stride, sums[m], a != b);
+    }
+}
+
+// N activation rows from `first` on, times a pair of stripes.
+template <int N> TCQ4_AVX512 void gemv(const tcq4_kernels_args * args, const tcq4_tile * a, const tcq4_tile * b, int64_t first, float * dst) {
+    __m512 sums[N];
+    for (int m = 0; m < N; ++m) {
+        sums[m] = _mm512_setzero_ps();
+    }
+    for (int64_t t = 0; t < args->n_tiles; ++t) {
+        const tile_pair tiles = { a + t, b + t };
+        const char *    acts  = args->acts + first*args->act_stride + t*sizeof(tcq4_act_chunk);
+        scales s;
+        unpack_scales(tiles, &s);
+        for (int g = 0; g < TCQ4_GROUPS; ++g) {
+            __m512i w[8];
+            unpack_group(tiles, g, w);
+            if (s.has_offsets) {
+                add_group<N, true>(w, s, g, acts, args->act_stride, sums);
+            } else {
+                add_group<N, false>(w, s, g, acts, args->act_stride, sums);
+            }
+        }
+    }
+    for (int m = 0; m < N; ++m) {
+        store(dst + (first + m)*args->dst_stride, sums[m], a != b);
+    }
+}
+
+TCQ4_AVX512 void mul_mat(const tcq4_kernels_args * args) {
+    for (int64_t first = 0; first < args->n_acts; first += ACTS_MOST) {
+        const int64_t left = args->n_acts - first;
+        const int64_t n    = left < ACTS_MOST ? left : (int64_t) ACTS_MOST;
+        for (int64_t s = 0; s < args->n_stripes; s += 2) {
+            const tcq4_tile * a   = args->tiles + s*args->n_tiles;
+            const tcq4_tile * b   = s + 1 < args->n_stripes ? a + args->n_tiles : a;
+            float *           dst = args->dst + s*TCQ4_ROWS;
+            switch (n) {
+                case 1:  gemv<1>(args, a, b, first, dst); break;
+                case 2:  gemv<2>(args, a, b, first, dst); break;
+                case 3:  gemv<3>(args, a, b, first, dst); break;
+                case 4:  gemv<4>(args, a, b, first, dst); break;
+                default: gemm(args, a, b, first, n, dst); break;
+            }
+        }
+    }
+}
+
+// --- activations ---
+
+// Sums and differences of lanes whose numbers differ in one bit: `swapped` has them exchanged, `signs` is -1 in the upper of each pair.
+TCQ4_INLINE __m512 butterfly(__m512 x, __m512 swapped, __m512 signs) {
+    return _mm512_fmadd_ps(x, signs, swapped); // x * +-1 is exact
+}
+
+TCQ4_INLINE __m512 signs(int bit) {
+    alignas(64) float s[16];
+    for (int i = 0; i < 16; ++i) {
+        s[i] = i & bit ? -1.0f : 1.0f;
+    }
+    return _mm512_load_ps(s);
+}
+
+TCQ4_INLINE void fwht_registers(__m512 * v) {
+    const __m512 s1 = signs(1), s2 = signs(2), s4 = signs(4), s8 = signs(8);
+    for (int i = 0; i < 16; ++i) {
+        v[i] = butterfly(v[i], _mm512_permute_ps(v[i], 0xb1), s1);
+        v[i] = butterfly(v[i], _mm512_permute_ps(v[i], 0x4e), s2);
+        v[i] = butterfly(v[i], _mm512_shuffle_f32x4(v[i], v[i], 0xb1), s4);
+        v[i] = butterfly(v[i], _mm512_shuffle_f32x4(v[i], v[i], 0x4e), s8);
+    }
+#pragma GCC unroll 4
+    for (int h = 1; h < 16; h *= 2) {
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) {
+            if ((i & h) == 0) {
+                const __m512 a = v[i], b = v[i + h];
+                v[i]     = _mm512_add_ps(a, b);
+                v[i + h] = _mm512_sub_ps(a, b);
+            }
+        }
+    }
+    for (int i = 0; i < 16; ++i) {
+        v[i] = _mm512_mul_ps(v[i], _mm512_set1_ps(0.0625f));
+    }
+}
+
+TCQ4_AVX512 void fwht(float * x, int64_t n_chunks) {
+    for (int64_t c = 0; c < n_chunks; ++c, x += TCQ4_CHUNK) {
+        __m512 v[16];
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) {
+            v[i] = _mm512_loadu_ps(x + 16*i);
+        }
+        fwht_registers(v);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) {
+            _mm512_storeu_ps(x + 16*i, v[i]);
+        }
+    }
+}
+
+// One value of each of 8 vectors: its largest lane, compared as integers.
+TCQ4_INLINE __m256i largest_of_each(const __m256i * v) {
+    __m256i pairs[4], fours[2];
+    for (int i = 0; i < 4; ++i) {
+        pairs[i] = _mm256_max_epu32(_mm256_unpacklo_epi32(v[2*i], v[2*i + 1]), _mm256_unpackhi_epi32(v[2*i], v[2*i + 1]));
+    }
+    for (int i = 0; i < 2; ++i) {
+        fours[i] = _mm256_max_epu32(_mm256_unpacklo_epi64(pairs[2*i], pairs[2*i + 1]), _mm256_unpackhi_epi64(pairs[2*i], pairs[2*i + 1]));
+    }
+    return _mm256_max_epu32(_mm256_permute2x128_si256(fours[0], fours[1], 0x20), _mm256_permute2x128_si256(fours[0], fours[1], 0x31));
+}
+
+// One value of each of 8 vectors: the sum of its lanes.
+TCQ4_INLINE __m256i sum_of_each(const __m256i * v) {
+    const __m256i low  = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+    const __m256i high = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
+    return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
+}
+
+TCQ4_INLINE void round_int8(const float * x, tcq4_act_chunk * out) {
+    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    __m256i largest[TCQ4_GROUPS];
+    for (int g = 0; g < TCQ4_GROUPS; ++g) {
+        const __m512i a = _mm512_and_si512(_mm512_castps_si512(_mm512_loadu_ps(x + 32*g)),      magnitude);
+        const __m512i b = _mm512_and_si512(_mm512_castps_si512(_mm512_loadu_ps(x + 32*g + 16)), magnitude);
+        const __m512i c = _mm512_max_epu32(a, b);
+        largest[g] = _mm256_max_epu32(_mm512_castsi512_si256(c), _mm512_extracti64x4_epi64(c, 1));
+    }
+    const __m256 found = _mm256_castsi256_ps(largest_of_each(largest));
+    const __m256 top   = _mm256_set1_ps(127.0f);
+    const __m256 max   = _mm256_blendv_ps(found, _mm256_set1_ps(1.0f), _mm256_cmp_ps(found, _mm256_set1_ps(TCQ4_TINY), _CMP_LT_OQ));
+    const __m256 bad   = _mm256_cmp_ps(max, _mm256_set1_ps(3.402823466e38f), _CMP_NLE_UQ);
+    const __m256 step  = _mm256_blendv_ps(_mm256_div_ps(max, top), _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000)), bad);
+    alignas(32) float inverse[TCQ4_GROUPS];
+    _mm256_store_ps(inverse, _mm256_div_ps(top, max));
+
+    // Evens to the first half, odds to the second.
+    const __m256i split = _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15, 0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+    __m256i sums[TCQ4_GROUPS];
+    for (int g = 0; g < TCQ4_GROUPS; ++g) {
+        const __m512  factor = _mm512_set1_ps(inverse[g]);
+        const __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + 32*g),      factor)); // ties to even
+        const __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + 32*g + 16), factor));
+        const __m256i codes = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm512_cvtsepi32_epi8(a)), _mm512_cvtsepi32_epi8(b), 1);
+        const __m256i apart = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(codes, split), 0xd8);
+        _mm256_storeu_si256((__m256i *) (out->q + 32*g), apart);
+        sums[g] = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), apart);
+    }
+    const __m256i sum = sum_of_each(sums);
+    _mm256_storeu_ps(out->d,  step);
+    _mm256_storeu_ps(out->ds, _mm256_mul_ps(step, _mm256_cvtepi32_ps(sum)));
+    _mm256_storeu_si256((__m256i *) out->bias, _mm256_sub_epi32(_mm256_set1_epi32(TCQ4_MAGIC_BITS), _mm256_slli_epi32(sum, 3)));
+}
+
+TCQ4_AVX512 void round_chunk(enum tcq4_act_path path, const float * x, tcq4_act_chunk * out) {
+    if (path == TCQ4_ACT_INT8) {
+        round_int8(x, out);
+    } else {
+        tcq4_act_round_scalar(path, x, out);
+    }
+}
+
+int available(void) {
+#if defined(__GNUC__)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+#elif defined(__AVX512VNNI__)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+} // namespace
+
+const tcq4_kernels tcq4_kernels_avx512 = { "avx512-vnni", available, fwht, round_chunk, mul_mat };
+
+#endif
