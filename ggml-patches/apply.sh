@@ -29,15 +29,15 @@ tree_git() { git -C "$tree" "$@"; }
 # Source packages come without tools and gguf-py; the patches named *-tools* are for whole trees.
 series=()
 for patch in "$here"/[0-9]*.patch; do
-  [[ $patch == *-tools*.patch && ! -d $tree/tools/quantize ]] || series+=("$patch")
+  [[ $patch == *-tools*.patch && ! -f $tree/tools/quantize/quantize.cpp ]] || series+=("$patch")
 done
 hash=$(cat "${series[@]}" | sha256sum | cut -d' ' -f1)
 
 copy_files() {
   local file
   while IFS= read -r file; do
-    # files of a folder that this tree lacks belong to a patch that it does not get
-    [[ $file != tools/* || -d $tree/${file%/*} ]] || continue
+    # files of programs that this tree lacks belong to a patch that it does not get
+    [[ $file != tools/* || -f $tree/${file%/*}/CMakeLists.txt ]] || continue
     mkdir -p "$tree/$(dirname "$file")"
     # an unchanged file keeps its time, so that nothing is compiled in vain
     cmp -s "$here/files/$file" "$tree/$file" || cp "$here/files/$file" "$tree/$file"

@@ -23,6 +23,9 @@ GGML_API bool ggml_tcq4_valid_shape(const int64_t ne[GGML_MAX_DIMS]);
 // aborts with a message unless the tensor (or view) is made of whole stripes; tensors of other types pass
 GGML_API void ggml_tcq4_check_layout(const struct ggml_tensor * tensor);
 
+// whether a source or the result of an operation is of the type
+GGML_API bool ggml_tcq4_is_involved(const struct ggml_tensor * node);
+
 // perm lives at least as long as the matrix; NULL takes the permutation away
 GGML_API void                 ggml_tcq4_set_perm(struct ggml_tensor * matrix, struct ggml_tensor * perm);
 GGML_API struct ggml_tensor * ggml_tcq4_get_perm(const struct ggml_tensor * matrix); // of the matrix or of what it is a view of

@@ -35,6 +35,18 @@ void ggml_tcq4_check_layout(const struct ggml_tensor * tensor) {
     }
 }
 
+bool ggml_tcq4_is_involved(const struct ggml_tensor * node) {
+    if (node->type == GGML_TYPE_TCQ4_K32) {
+        return true;
+    }
+    for (int i = 0; i < GGML_MAX_SRC; ++i) {
+        if (node->src[i] && node->src[i]->type == GGML_TYPE_TCQ4_K32) {
+            return true;
+        }
+    }
+    return false;
+}
+
 void ggml_tcq4_set_perm(struct ggml_tensor * matrix, struct ggml_tensor * perm) {
     GGML_ASSERT(matrix->type == GGML_TYPE_TCQ4_K32);
     GGML_ASSERT(matrix->op == GGML_OP_NONE && matrix->view_src == NULL);

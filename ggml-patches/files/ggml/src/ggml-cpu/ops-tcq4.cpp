@@ -1,7 +1,6 @@
 #include "ops-tcq4.h"
 
 #include "ggml-cpu.h"
-#include "ggml-tcq4.h"
 #include "tcq4.h"
 
 #include <algorithm>
@@ -42,18 +41,6 @@ static const ggml_tensor * root_of(const ggml_tensor * tensor) {
 static bool is_same_view(const ggml_tensor * a, const ggml_tensor * b) {
     return a == b || (root_of(a) == root_of(b) && a->type == b->type && a->view_offs == b->view_offs &&
         std::equal(a->ne, a->ne + GGML_MAX_DIMS, b->ne) && std::equal(a->nb, a->nb + GGML_MAX_DIMS, b->nb));
-}
-
-bool ggml_cpu_tcq4_is_involved(const ggml_tensor * node) {
-    if (node->type == GGML_TYPE_TCQ4_K32) {
-        return true;
-    }
-    for (const ggml_tensor * src : node->src) {
-        if (src && src->type == GGML_TYPE_TCQ4_K32) {
-            return true;
-        }
-    }
-    return false;
 }
 
 static bool is_perm(const ggml_tensor * perm, const ggml_tensor * matrix) {

@@ -3,13 +3,13 @@
 #pragma once
 
 #include "ggml-cpu-impl.h"
+#include "ggml-tcq4.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-// whether a source or the result is of the type; the functions below are for such nodes only
-bool ggml_cpu_tcq4_is_involved(const struct ggml_tensor * node);
+// The functions are for nodes that ggml_tcq4_is_involved() in.
 
 bool ggml_cpu_tcq4_supports_op(const struct ggml_tensor * node);
 
