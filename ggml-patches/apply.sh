@@ -57,6 +57,14 @@ if [[ -f $stamp ]]; then
   exit 0
 fi
 
+# A tree without the stamp can be patched all the same.
+if cat "${series[@]}" | tree_git apply --reverse --check - 2>/dev/null; then
+  copy_files
+  echo "$hash" >"$stamp"
+  echo "apply.sh: $tree is patched already" >&2
+  exit 0
+fi
+
 # The revision is told by the files that the series changes.
 name= known=()
 while read -r first second; do
