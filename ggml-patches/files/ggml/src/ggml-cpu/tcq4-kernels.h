@@ -12,6 +12,15 @@
 #include "tcq4.h"
 #include "tcq4_k32.h"
 
+// Loops over a few registers, which have to disappear at -O2 as well.
+#if defined(__clang__)
+#define TCQ4_UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define TCQ4_UNROLL _Pragma("GCC unroll 32")
+#else
+#define TCQ4_UNROLL
+#endif
+
 #define TCQ4_MAGIC_BITS  0x4B400000
 #define TCQ4_MAGIC_FLOAT 12582912.0f
 
