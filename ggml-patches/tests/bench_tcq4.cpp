@@ -2,7 +2,7 @@
 //
 // usage: bench_tcq4 [-t THREADS] [-k COLUMNS] [-n ROWS] [-r ROUNDS] [-m ACTIVATION_ROWS] [--only KERNELS] [--ggml libggml-cpu.so]
 //
-// Every figure is the median over rounds in which all candidates take turns. GEMV walks through enough copies of the matrix that no cache
+// Every figure is the median of the CPU time of the slowest thread, over rounds in which all candidates take turns (and the best). GEMV walks through enough copies of the matrix that no cache
 // of a core holds them; GEMM multiplies one with 512 activation rows. GB/s counts the bytes of the weights, GOP/s two operations a weight and activation row.
 //
 // c++ -O2 -pthread -I cuda/include -I ggml-patches/files/ggml/src/ggml-cpu ggml-patches/tests/bench_tcq4.cpp ggml-patches/files/ggml/src/ggml-cpu/tcq4*.cpp -ldl
@@ -10,10 +10,10 @@
 #include "tcq4-kernels.h"
 
 #include <dlfcn.h>
+#include <time.h>
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -31,31 +31,34 @@
 #endif
 #endif
 
-static double now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+// Of the calling thread: what else runs on the machine is not counted, except for the bandwidth and the caches that it takes.
+static double cpu_seconds() {
+    timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double) t.tv_sec + 1e-9*(double) t.tv_nsec;
 }
 
-// Seconds that n threads take for work(thread) each, from a common start.
+// Seconds of CPU that the slowest of n threads takes for work(thread), from a common start.
 static double time_threads(int n, const std::function<void(int)> & work) {
     std::atomic<int> ready{0};
+    std::vector<double> seconds(n);
     const auto body = [&](int i) {
         ready.fetch_add(1);
         while (ready.load() < n) {
         }
+        const double start = cpu_seconds();
         work(i);
+        seconds[i] = cpu_seconds() - start;
     };
     std::vector<std::thread> others;
     for (int i = 1; i < n; ++i) {
         others.emplace_back(body, i);
     }
-    while (ready.load() < n - 1) {
-    }
-    const double start = now();
     body(0);
     for (std::thread & t : others) {
         t.join();
     }
-    return now() - start;
+    return *std::max_element(seconds.begin(), seconds.end());
 }
 
 struct candidate {

@@ -13,12 +13,12 @@
 
 #if defined(__x86_64__) || defined(_M_X64)
 
-#include <immintrin.h>
-
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wuninitialized" // gcc 12 says so of its own _mm512_undefined_ps()
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
+
+#include "tcq4-x86-act.h"
 
 #if defined(__GNUC__)
 #define TCQ4_AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
@@ -33,9 +33,10 @@ namespace {
 enum {
     PAIRS     = 3,   // pairs of stripes at once, so that a broadcast serves three vpdpbusd: two alone reach 92 % of the peak, one 72 %
     ACTS      = 4,   // activation rows at once: 3 x 4 dots and as many sums are in registers
-    ACTS_MOST = 128, // activation rows for which tiles are widened once
+    ACTS_MOST = 64,  // activation rows for which tiles are widened once
     AHEAD     = 6,   // tiles by which GEMV is ahead with prefetching
-    LINES     = 3,   // cache lines that a group prefetches, so that 8 groups cover a tile
+    ACT_LINES = 6,   // cache lines that a chunk of activations touches
+    LINES     = 3,   // cache lines that GEMV prefetches with a group, so that 8 groups cover a tile
 };
 
 struct scales {
@@ -49,6 +50,13 @@ struct panel {
     __m512i w[TCQ4_GROUPS][8]; // codes + 8; the dwords are those of tcq4_act_chunk::q
     scales  s;
 };
+
+// Asks for `lines` cache lines of 64 bytes.
+TCQ4_INLINE void prefetch(const void * from, int lines) {
+    for (int i = 0; i < lines; ++i) {
+        _mm_prefetch((const char *) from + 64*i, _MM_HINT_T0);
+    }
+}
 
 // Two tiles below each other. Lane 4*l + i of a vector is row l + 4*(i & 1) + 8*(i >> 1).
 struct tile_pair {
@@ -213,9 +221,32 @@ template <int P, int N, bool has_offsets> TCQ4_AVX512 void add_panels(const pane
     }
 }
 
-template <int P, bool has_offsets> TCQ4_AVX512 void add_panels(const panel * p, const char * acts, size_t stride, int64_t n, __m512 * sums) {
+// What a product with n activation rows asks for while it computes, a little with every block of these: bursts would stall it.
+struct wishes {
+    const char * tiles[2*PAIRS]; // the next tiles
+    int64_t      lines;          // of each, with a block
+    const char * dst;            // where the sums will go, or NULL
+    size_t       dst_stride;
+};
+
+template <int P> TCQ4_INLINE void ask(const wishes & next, int64_t m, const char * acts, size_t stride) {
+    for (int i = 0; i < ACTS; ++i) {
+        prefetch(acts + i*stride, ACT_LINES);
+    }
+    for (int i = 0; i < 2*P; ++i) {
+        prefetch(next.tiles[i] + m/ACTS*next.lines*64, (int) next.lines);
+    }
+    for (int i = 0; i < ACTS && next.dst != nullptr; ++i) {
+        for (int line = 0; line < P; ++line) {
+            _mm_prefetch(next.dst + (m + i)*next.dst_stride + 64*line, _MM_HINT_ET0);
+        }
+    }
+}
+
+template <int P, bool has_offsets> TCQ4_AVX512 void add_panels(const panel * p, const char * acts, size_t stride, int64_t n, const wishes & next, __m512 * sums) {
     int64_t m = 0;
     for (; m + ACTS <= n; m += ACTS) {
+        ask<P>(next, m, acts + (m + ACTS)*stride, stride);
         add_panels<P, ACTS, has_offsets>(p, acts + m*stride, stride, sums + m*PAIRS);
     }
     for (; m < n; ++m) {
@@ -247,6 +278,10 @@ template <int P> TCQ4_AVX512 void gemm(const tcq4_kernels_args * args, int64_t s
     for (int64_t i = 0; i < n*PAIRS; ++i) {
         sums[i] = _mm512_setzero_ps();
     }
+    wishes next;
+    next.lines      = (TCQ4_TILE_BYTES/64*ACTS + n - 1)/n;
+    next.dst        = (const char *) (args->dst + first*args->dst_stride + s*TCQ4_ROWS);
+    next.dst_stride = args->dst_stride*sizeof(float);
     for (int64_t t = 0; t < args->n_tiles; ++t) {
         bool has_offsets = false;
         for (int i = 0; i < P; ++i) {
@@ -257,27 +292,24 @@ template <int P> TCQ4_AVX512 void gemm(const tcq4_kernels_args * args, int64_t s
                 unpack_group(tiles, g, panels[i].w[g]);
             }
             has_offsets |= panels[i].s.has_offsets;
+            next.tiles[2*i]     = (const char *) (tiles.a + 1);
+            next.tiles[2*i + 1] = (const char *) (tiles.b + 1);
         }
         const char * acts = args->acts + first*args->act_stride + t*sizeof(tcq4_act_chunk);
         if (has_offsets) {
             for (int i = 0; i < P; ++i) {
                 clear_missing_offsets(&panels[i].s);
             }
-            add_panels<P, true>(panels, acts, args->act_stride, n, sums);
+            add_panels<P, true>(panels, acts, args->act_stride, n, next, sums);
         } else {
-            add_panels<P, false>(panels, acts, args->act_stride, n, sums);
+            add_panels<P, false>(panels, acts, args->act_stride, n, next, sums);
         }
+        next.dst = nullptr;
     }
     for (int i = 0; i < P; ++i) {
         for (int64_t m = 0; m < n; ++m) {
             store(args, s + 2*i, first + m, sums[m*PAIRS + i]);
         }
-    }
-}
-
-TCQ4_INLINE void prefetch(const tcq4_tile * tile, int line) {
-    if (64*line < TCQ4_TILE_BYTES) {
-        _mm_prefetch((const char *) tile + 64*line, _MM_HINT_T0);
     }
 }
 
@@ -296,10 +328,8 @@ template <int N> TCQ4_AVX512 void gemv(const tcq4_kernels_args * args, int64_t s
         scales scale;
         unpack_scales(tiles, &scale);
         for (int g = 0; g < TCQ4_GROUPS; ++g) {
-            for (int line = LINES*g; line < LINES*(g + 1); ++line) {
-                prefetch(tiles.a + ahead, line);
-                prefetch(tiles.b + ahead, line);
-            }
+            prefetch(tiles.a[ahead].codes + 64*LINES*g, LINES);
+            prefetch(tiles.b[ahead].codes + 64*LINES*g, LINES);
             __m512i w[8];
             unpack_group(tiles, g, w);
             if (scale.has_offsets) {
@@ -325,12 +355,12 @@ TCQ4_AVX512 void gemm_all(const tcq4_kernels_args * args) {
     for (int64_t first = 0; first < args->n_acts; first += ACTS_MOST) {
         const int64_t left = args->n_acts - first;
         const int64_t n    = left < ACTS_MOST ? left : (int64_t) ACTS_MOST;
-        int64_t s = 0;
-        for (; s + 2*PAIRS <= args->n_stripes; s += 2*PAIRS) {
-            gemm<PAIRS>(args, s, first, n);
-        }
-        for (; s < args->n_stripes; s += 2) {
-            gemm<1>(args, s, first, n);
+        for (int64_t s = 0; s < args->n_stripes; s += 2*PAIRS) {
+            switch (args->n_stripes - s) { // the last pair may be a single stripe
+                case 1: case 2: gemm<1>(args, s, first, n); break;
+                case 3: case 4: gemm<2>(args, s, first, n); break;
+                default:        gemm<3>(args, s, first, n); break;
+            }
         }
     }
 }
@@ -402,67 +432,9 @@ TCQ4_AVX512 void fwht(float * x, int64_t n_chunks) {
     }
 }
 
-// One value of each of 8 vectors: its largest lane, compared as integers.
-TCQ4_INLINE __m256i largest_of_each(const __m256i * v) {
-    __m256i pairs[4], fours[2];
-    TCQ4_UNROLL
-    for (int i = 0; i < 4; ++i) {
-        pairs[i] = _mm256_max_epu32(_mm256_unpacklo_epi32(v[2*i], v[2*i + 1]), _mm256_unpackhi_epi32(v[2*i], v[2*i + 1]));
-    }
-    TCQ4_UNROLL
-    for (int i = 0; i < 2; ++i) {
-        fours[i] = _mm256_max_epu32(_mm256_unpacklo_epi64(pairs[2*i], pairs[2*i + 1]), _mm256_unpackhi_epi64(pairs[2*i], pairs[2*i + 1]));
-    }
-    return _mm256_max_epu32(_mm256_permute2x128_si256(fours[0], fours[1], 0x20), _mm256_permute2x128_si256(fours[0], fours[1], 0x31));
-}
-
-// One value of each of 8 vectors: the sum of its lanes.
-TCQ4_INLINE __m256i sum_of_each(const __m256i * v) {
-    const __m256i low  = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
-    const __m256i high = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
-    return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
-}
-
-TCQ4_INLINE void round_int8(const float * x, tcq4_act_chunk * out) {
-    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-    __m256i largest[TCQ4_GROUPS];
-    TCQ4_UNROLL
-    for (int g = 0; g < TCQ4_GROUPS; ++g) {
-        const __m512i a = _mm512_and_si512(_mm512_castps_si512(_mm512_loadu_ps(x + 32*g)),      magnitude);
-        const __m512i b = _mm512_and_si512(_mm512_castps_si512(_mm512_loadu_ps(x + 32*g + 16)), magnitude);
-        const __m512i c = _mm512_max_epu32(a, b);
-        largest[g] = _mm256_max_epu32(_mm512_castsi512_si256(c), _mm512_extracti64x4_epi64(c, 1));
-    }
-    const __m256 found = _mm256_castsi256_ps(largest_of_each(largest));
-    const __m256 top   = _mm256_set1_ps(127.0f);
-    const __m256 max   = _mm256_blendv_ps(found, _mm256_set1_ps(1.0f), _mm256_cmp_ps(found, _mm256_set1_ps(TCQ4_TINY), _CMP_LT_OQ));
-    const __m256 bad   = _mm256_cmp_ps(max, _mm256_set1_ps(3.402823466e38f), _CMP_NLE_UQ);
-    const __m256 step  = _mm256_blendv_ps(_mm256_div_ps(max, top), _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000)), bad);
-    alignas(32) float inverse[TCQ4_GROUPS];
-    _mm256_store_ps(inverse, _mm256_div_ps(top, max));
-
-    // Evens to the first half, odds to the second.
-    const __m256i split = _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15, 0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
-    __m256i sums[TCQ4_GROUPS];
-    TCQ4_UNROLL
-    for (int g = 0; g < TCQ4_GROUPS; ++g) {
-        const __m512  factor = _mm512_set1_ps(inverse[g]);
-        const __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + 32*g),      factor)); // ties to even
-        const __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + 32*g + 16), factor));
-        const __m256i codes = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm512_cvtsepi32_epi8(a)), _mm512_cvtsepi32_epi8(b), 1);
-        const __m256i apart = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(codes, split), 0xd8);
-        _mm256_storeu_si256((__m256i *) (out->q + 32*g), apart);
-        sums[g] = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), apart);
-    }
-    const __m256i sum = sum_of_each(sums);
-    _mm256_storeu_ps(out->d,  step);
-    _mm256_storeu_ps(out->ds, _mm256_mul_ps(step, _mm256_cvtepi32_ps(sum)));
-    _mm256_storeu_si256((__m256i *) out->bias, _mm256_sub_epi32(_mm256_set1_epi32(TCQ4_MAGIC_BITS), _mm256_slli_epi32(sum, 3)));
-}
-
 TCQ4_AVX512 void round_chunk(enum tcq4_act_path path, const float * x, tcq4_act_chunk * out) {
     if (path == TCQ4_ACT_INT8) {
-        round_int8(x, out);
+        tcq4_act_round_int8(x, out);
     } else {
         tcq4_act_round_scalar(path, x, out);
     }
