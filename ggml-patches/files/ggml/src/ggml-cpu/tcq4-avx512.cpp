@@ -165,7 +165,7 @@ template <int N, bool has_offsets> TCQ4_INLINE void add_group(const __m512i * w,
     for (int j = 0; j < 8; ++j) {
         TCQ4_UNROLL
         for (int m = 0; m < N; ++m) {
-            dot[m] = _mm512_dpbusd_epi32(dot[m], w[j], _mm512_set1_epi32(((const int32_t *) act(acts, stride, m)->q)[8*g + j]));
+            dot[m] = _mm512_dpbusd_epi32(dot[m], w[j], _mm512_set1_epi32(tcq4_act_dword(act(acts, stride, m), 8*g + j)));
         }
     }
     TCQ4_UNROLL
@@ -197,7 +197,7 @@ template <int P, int N, bool has_offsets> TCQ4_AVX512 void add_panels(const pane
         for (int j = 0; j < 8; ++j) {
             TCQ4_UNROLL
             for (int m = 0; m < N; ++m) {
-                const __m512i q = _mm512_set1_epi32(((const int32_t *) act(acts, stride, m)->q)[8*g + j]);
+                const __m512i q = _mm512_set1_epi32(tcq4_act_dword(act(acts, stride, m), 8*g + j));
                 TCQ4_UNROLL
                 for (int i = 0; i < P; ++i) {
                     dot[m][i] = _mm512_dpbusd_epi32(dot[m][i], p[i].w[g][j], q);
