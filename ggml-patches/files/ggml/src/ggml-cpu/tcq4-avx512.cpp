@@ -13,11 +13,12 @@
 
 #if defined(__x86_64__) || defined(_M_X64)
 
-#include <immintrin.h>
-
 #if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized" // gcc 12 says so of its own _mm512_undefined_ps()
+#pragma GCC diagnostic ignored "-Wuninitialized" // gcc 12 says so of its own _mm512_undefined_ps()
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
+
+#include "tcq4-x86-act.h"
 
 #if defined(__GNUC__)
 #define TCQ4_AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
@@ -30,9 +31,12 @@
 namespace {
 
 enum {
-    ROWS      = 16,  // rows at once
-    ACTS      = 16,  // activation rows whose sums are held in registers
-    ACTS_MOST = 128, // activation rows for which a tile is widened once
+    PAIRS     = 3,   // pairs of stripes at once, so that a broadcast serves three vpdpbusd: two alone reach 92 % of the peak, one 72 %
+    ACTS      = 4,   // activation rows at once: 3 x 4 dots and as many sums are in registers
+    ACTS_MOST = 64,  // activation rows for which tiles are widened once
+    AHEAD     = 6,   // tiles by which GEMV is ahead with prefetching
+    ACT_LINES = 6,   // cache lines that a chunk of activations touches
+    LINES     = 3,   // cache lines that GEMV prefetches with a group, so that 8 groups cover a tile
 };
 
 struct scales {
@@ -46,6 +50,13 @@ struct panel {
     __m512i w[TCQ4_GROUPS][8]; // codes + 8; the dwords are those of tcq4_act_chunk::q
     scales  s;
 };
+
+// Asks for `lines` cache lines of 64 bytes.
+TCQ4_INLINE void prefetch(const void * from, int lines) {
+    for (int i = 0; i < lines; ++i) {
+        _mm_prefetch((const char *) from + 64*i, _MM_HINT_T0);
+    }
+}
 
 // Two tiles below each other. Lane 4*l + i of a vector is row l + 4*(i & 1) + 8*(i >> 1).
 struct tile_pair {
@@ -90,6 +101,7 @@ TCQ4_INLINE void unpack_scales(tile_pair tiles, scales * out) {
     const __m512 divisor = _mm512_set1_ps(127.0f);
     const __m512 scale   = _mm512_div_ps(load_halves(tiles.a->scale, tiles.b->scale), divisor);
     codes_times(tiles.a->scale_code, tiles.b->scale_code, scale, out->step);
+    TCQ4_UNROLL
     for (int g = 0; g < TCQ4_GROUPS; ++g) {
         const __m512i cut = _mm512_and_si512(_mm512_castps_si512(out->step[g]), _mm512_set1_epi32(~3));
         out->step [g] = _mm512_castsi512_ps(cut);
@@ -99,6 +111,12 @@ TCQ4_INLINE void unpack_scales(tile_pair tiles, scales * out) {
     out->has_offsets = _mm512_cmp_ps_mask(zero, _mm512_setzero_ps(), _CMP_NEQ_UQ) != 0;
     if (out->has_offsets) {
         codes_times(tiles.a->zero_code, tiles.b->zero_code, _mm512_div_ps(zero, divisor), out->offset);
+    }
+}
+
+TCQ4_INLINE void clear_missing_offsets(scales * s) {
+    for (int g = 0; g < TCQ4_GROUPS && !s->has_offsets; ++g) {
+        s->offset[g] = _mm512_setzero_ps();
     }
 }
 
@@ -118,148 +136,242 @@ TCQ4_INLINE void unpack_group(tile_pair tiles, int g, __m512i * w) {
     };
     const __m512i low_nibbles = _mm512_set1_epi8(15);
     const __m512i sign        = _mm512_set1_epi8(8);
+    TCQ4_UNROLL
     for (int j = 0; j < 4; ++j) {
         w[j]     = _mm512_ternarylogic_epi32(packed[j], low_nibbles, sign, 0x6a); // (x & 15) ^ 8
         w[j + 4] = _mm512_ternarylogic_epi32(_mm512_srli_epi32(packed[j], 4), low_nibbles, sign, 0x6a);
     }
 }
 
+TCQ4_INLINE const tcq4_act_chunk * act(const char * acts, size_t stride, int m) {
+    return (const tcq4_act_chunk *) (acts + m*stride);
+}
+
+// Adds what a finished accumulator of 16 rows stands for.
+template <bool has_offsets> TCQ4_INLINE __m512 add_dot(__m512i dot, const scales & s, int g, const tcq4_act_chunk * a, __m512 sum) {
+    const __m512 product = _mm512_fmadd_ps(_mm512_castsi512_ps(dot), s.step[g], s.magic[g]);
+    sum = _mm512_fmadd_ps(product, _mm512_set1_ps(a->d[g]), sum);
+    return has_offsets ? _mm512_fmadd_ps(s.offset[g], _mm512_set1_ps(a->ds[g]), sum) : sum;
+}
+
 // Adds a group of 16 rows times N activation rows.
 template <int N, bool has_offsets> TCQ4_INLINE void add_group(const __m512i * w, const scales & s, int g, const char * acts, size_t stride, __m512 * sums) {
     __m512i dot[N];
+    TCQ4_UNROLL
     for (int m = 0; m < N; ++m) {
-        dot[m] = _mm512_set1_epi32(((const tcq4_act_chunk *) (acts + m*stride))->bias[g]);
+        dot[m] = _mm512_set1_epi32(act(acts, stride, m)->bias[g]);
     }
+    TCQ4_UNROLL
     for (int j = 0; j < 8; ++j) {
+        TCQ4_UNROLL
         for (int m = 0; m < N; ++m) {
-            const int32_t * q = (const int32_t *) ((const tcq4_act_chunk *) (acts + m*stride))->q;
-            dot[m] = _mm512_dpbusd_epi32(dot[m], w[j], _mm512_set1_epi32(q[8*g + j]));
+            dot[m] = _mm512_dpbusd_epi32(dot[m], w[j], _mm512_set1_epi32(tcq4_act_dword(act(acts, stride, m), 8*g + j)));
         }
     }
+    TCQ4_UNROLL
     for (int m = 0; m < N; ++m) {
-        const tcq4_act_chunk * a = (const tcq4_act_chunk *) (acts + m*stride);
-        const __m512 product = _mm512_fmadd_ps(_mm512_castsi512_ps(dot[m]), s.step[g], s.magic[g]);
-        sums[m] = _mm512_fmadd_ps(product, _mm512_set1_ps(a->d[g]), sums[m]);
-        if (has_offsets) {
-            sums[m] = _mm512_fmadd_ps(s.offset[g], _mm512_set1_ps(a->ds[g]), sums[m]);
-        }
+        sums[m] = add_dot<has_offsets>(dot[m], s, g, act(acts, stride, m), sums[m]);
     }
 }
 
-// Adds the product of a widened pair of tiles and N activation rows.
-template <int N, bool has_offsets> TCQ4_AVX512 void add_panel(const panel & p, const char * acts, size_t stride, __m512 * sums_at) {
-    enum { STEP = N < 4 ? N : 4 }; // independent chains of vpdpbusd, whose latency is about 5 cycles
-    __m512 sums[N];
+// Adds the products of P widened pairs of tiles and N activation rows. sums_at is [activation row][PAIRS].
+template <int P, int N, bool has_offsets> TCQ4_AVX512 void add_panels(const panel * p, const char * acts, size_t stride, __m512 * sums_at) {
+    __m512 sums[N][P];
+    TCQ4_UNROLL
     for (int m = 0; m < N; ++m) {
-        sums[m] = sums_at[m];
+        TCQ4_UNROLL
+        for (int i = 0; i < P; ++i) {
+            sums[m][i] = sums_at[m*PAIRS + i];
+        }
     }
     for (int g = 0; g < TCQ4_GROUPS; ++g) {
-        __m512i w[8];
+        __m512i dot[N][P];
+        TCQ4_UNROLL
+        for (int m = 0; m < N; ++m) {
+            TCQ4_UNROLL
+            for (int i = 0; i < P; ++i) {
+                dot[m][i] = _mm512_set1_epi32(act(acts, stride, m)->bias[g]);
+            }
+        }
+        TCQ4_UNROLL
         for (int j = 0; j < 8; ++j) {
-            w[j] = p.w[g][j];
+            TCQ4_UNROLL
+            for (int m = 0; m < N; ++m) {
+                const __m512i q = _mm512_set1_epi32(tcq4_act_dword(act(acts, stride, m), 8*g + j));
+                TCQ4_UNROLL
+                for (int i = 0; i < P; ++i) {
+                    dot[m][i] = _mm512_dpbusd_epi32(dot[m][i], p[i].w[g][j], q);
+                }
+            }
         }
-        const char * at = acts;
-#pragma GCC unroll 4
-        for (int m = 0; m < N; m += STEP, at += STEP*stride) {
-            add_group<STEP, has_offsets>(w, p.s, g, at, stride, sums + m);
+        TCQ4_UNROLL
+        for (int m = 0; m < N; ++m) {
+            TCQ4_UNROLL
+            for (int i = 0; i < P; ++i) {
+                sums[m][i] = add_dot<has_offsets>(dot[m][i], p[i].s, g, act(acts, stride, m), sums[m][i]);
+            }
         }
     }
+    TCQ4_UNROLL
     for (int m = 0; m < N; ++m) {
-        sums_at[m] = sums[m];
+        TCQ4_UNROLL
+        for (int i = 0; i < P; ++i) {
+            sums_at[m*PAIRS + i] = sums[m][i];
+        }
     }
 }
 
-template <int N> TCQ4_AVX512 void add_panel(const panel & p, const char * acts, size_t stride, __m512 * sums) {
-    if (p.s.has_offsets) {
-        add_panel<N, true>(p, acts, stride, sums);
-    } else {
-        add_panel<N, false>(p, acts, stride, sums);
+// What a product with n activation rows asks for while it computes, a little with every block of these: bursts would stall it.
+struct wishes {
+    const char * tiles[2*PAIRS]; // the next tiles
+    int64_t      lines;          // of each, with a block
+    const char * dst;            // where the sums will go, or NULL
+    size_t       dst_stride;
+};
+
+template <int P> TCQ4_INLINE void ask(const wishes & next, int64_t m, const char * acts, size_t stride) {
+    for (int i = 0; i < ACTS; ++i) {
+        prefetch(acts + i*stride, ACT_LINES);
+    }
+    for (int i = 0; i < 2*P; ++i) {
+        prefetch(next.tiles[i] + m/ACTS*next.lines*64, (int) next.lines);
+    }
+    for (int i = 0; i < ACTS && next.dst != nullptr; ++i) {
+        for (int line = 0; line < P; ++line) {
+            _mm_prefetch(next.dst + (m + i)*next.dst_stride + 64*line, _MM_HINT_ET0);
+        }
     }
 }
 
-// Stores the sums of 16 rows, or of the first 8 of them.
-TCQ4_INLINE void store(float * dst, __m512 sum, bool whole) {
+template <int P, bool has_offsets> TCQ4_AVX512 void add_panels(const panel * p, const char * acts, size_t stride, int64_t n, const wishes & next, __m512 * sums) {
+    int64_t m = 0;
+    for (; m + ACTS <= n; m += ACTS) {
+        ask<P>(next, m, acts + (m + ACTS)*stride, stride);
+        add_panels<P, ACTS, has_offsets>(p, acts + m*stride, stride, sums + m*PAIRS);
+    }
+    for (; m < n; ++m) {
+        add_panels<P, 1, has_offsets>(p, acts + m*stride, stride, sums + m*PAIRS);
+    }
+}
+
+// Stores the sums of a pair of stripes for activation row m.
+TCQ4_INLINE void store(const tcq4_kernels_args * args, int64_t s, int64_t m, __m512 sum) {
+    float *      dst  = args->dst + m*args->dst_stride + s*TCQ4_ROWS;
     const __m512 rows = _mm512_permutexvar_ps(_mm512_load_si512(lane_of_row), sum);
-    if (whole) {
+    if (s + 1 < args->n_stripes) {
         _mm512_storeu_ps(dst, rows);
     } else {
         _mm256_storeu_ps(dst, _mm512_castps512_ps256(rows));
     }
 }
 
-// Up to ACTS_MOST activation rows from `first` on, times a pair of stripes.
-TCQ4_AVX512 void gemm(const tcq4_kernels_args * args, const tcq4_tile * a, const tcq4_tile * b, int64_t first, int64_t n, float * dst) {
-    panel  p;
-    __m512 sums[ACTS_MOST];
-    for (int64_t m = 0; m < n; ++m) {
-        sums[m] = _mm512_setzero_ps();
+// The tiles of a pair of stripes; where only one is left, it is both of them.
+TCQ4_INLINE tile_pair stripes(const tcq4_kernels_args * args, int64_t s) {
+    const tcq4_tile * a = args->tiles + s*args->n_tiles;
+    return { a, s + 1 < args->n_stripes ? a + args->n_tiles : a };
+}
+
+// n <= ACTS_MOST activation rows from `first` on, times P pairs of stripes from stripe s on.
+template <int P> TCQ4_AVX512 void gemm(const tcq4_kernels_args * args, int64_t s, int64_t first, int64_t n) {
+    panel  panels[P];
+    __m512 sums[ACTS_MOST*PAIRS];
+    for (int64_t i = 0; i < n*PAIRS; ++i) {
+        sums[i] = _mm512_setzero_ps();
     }
+    wishes next;
+    next.lines      = (TCQ4_TILE_BYTES/64*ACTS + n - 1)/n;
+    next.dst        = (const char *) (args->dst + first*args->dst_stride + s*TCQ4_ROWS);
+    next.dst_stride = args->dst_stride*sizeof(float);
     for (int64_t t = 0; t < args->n_tiles; ++t) {
-        const tile_pair tiles = { a + t, b + t };
-        unpack_scales(tiles, &p.s);
-        for (int g = 0; g < TCQ4_GROUPS; ++g) {
-            unpack_group(tiles, g, p.w[g]);
+        bool has_offsets = false;
+        for (int i = 0; i < P; ++i) {
+            const tile_pair pair  = stripes(args, s + 2*i);
+            const tile_pair tiles = { pair.a + t, pair.b + t };
+            unpack_scales(tiles, &panels[i].s);
+            for (int g = 0; g < TCQ4_GROUPS; ++g) {
+                unpack_group(tiles, g, panels[i].w[g]);
+            }
+            has_offsets |= panels[i].s.has_offsets;
+            next.tiles[2*i]     = (const char *) (tiles.a + 1);
+            next.tiles[2*i + 1] = (const char *) (tiles.b + 1);
         }
-        const char * acts   = args->acts + first*args->act_stride + t*sizeof(tcq4_act_chunk);
-        const size_t stride = args->act_stride;
-        int64_t m = 0;
-        for (; m + ACTS <= n; m += ACTS) {
-            add_panel<ACTS>(p, acts + m*stride, stride, sums + m);
+        const char * acts = args->acts + first*args->act_stride + t*sizeof(tcq4_act_chunk);
+        if (has_offsets) {
+            for (int i = 0; i < P; ++i) {
+                clear_missing_offsets(&panels[i].s);
+            }
+            add_panels<P, true>(panels, acts, args->act_stride, n, next, sums);
+        } else {
+            add_panels<P, false>(panels, acts, args->act_stride, n, next, sums);
         }
-        for (; m + 4 <= n; m += 4) {
-            add_panel<4>(p, acts + m*stride, stride, sums + m);
-        }
-        for (; m < n; ++m) {
-            add_panel<1>(p, acts + m*stride, stride, sums + m);
-        }
+        next.dst = nullptr;
     }
-    for (int64_t m = 0; m < n; ++m) {
-        store(dst + (first + m)*args->dst_stride, sums[m], a != b);
+    for (int i = 0; i < P; ++i) {
+        for (int64_t m = 0; m < n; ++m) {
+            store(args, s + 2*i, first + m, sums[m*PAIRS + i]);
+        }
     }
 }
 
-// N activation rows from `first` on, times a pair of stripes.
-template <int N> TCQ4_AVX512 void gemv(const tcq4_kernels_args * args, const tcq4_tile * a, const tcq4_tile * b, int64_t first, float * dst) {
+// N activation rows times a pair of stripes.
+template <int N> TCQ4_AVX512 void gemv(const tcq4_kernels_args * args, int64_t s) {
+    const tile_pair pair = stripes(args, s);
     __m512 sums[N];
+    TCQ4_UNROLL
     for (int m = 0; m < N; ++m) {
         sums[m] = _mm512_setzero_ps();
     }
     for (int64_t t = 0; t < args->n_tiles; ++t) {
-        const tile_pair tiles = { a + t, b + t };
-        const char *    acts  = args->acts + first*args->act_stride + t*sizeof(tcq4_act_chunk);
-        scales s;
-        unpack_scales(tiles, &s);
+        const tile_pair tiles = { pair.a + t, pair.b + t };
+        const char *    acts  = args->acts + t*sizeof(tcq4_act_chunk);
+        const int64_t   ahead = AHEAD + (t + AHEAD < args->n_tiles ? 0 : args->n_tiles); // beyond the end of a stripe comes the next pair
+        scales scale;
+        unpack_scales(tiles, &scale);
         for (int g = 0; g < TCQ4_GROUPS; ++g) {
+            prefetch(tiles.a[ahead].codes + 64*LINES*g, LINES);
+            prefetch(tiles.b[ahead].codes + 64*LINES*g, LINES);
             __m512i w[8];
             unpack_group(tiles, g, w);
-            if (s.has_offsets) {
-                add_group<N, true>(w, s, g, acts, args->act_stride, sums);
+            if (scale.has_offsets) {
+                add_group<N, true>(w, scale, g, acts, args->act_stride, sums);
             } else {
-                add_group<N, false>(w, s, g, acts, args->act_stride, sums);
+                add_group<N, false>(w, scale, g, acts, args->act_stride, sums);
             }
         }
     }
+    TCQ4_UNROLL
     for (int m = 0; m < N; ++m) {
-        store(dst + (first + m)*args->dst_stride, sums[m], a != b);
+        store(args, s, m, sums[m]);
+    }
+}
+
+template <int N> TCQ4_AVX512 void gemv_all(const tcq4_kernels_args * args) {
+    for (int64_t s = 0; s < args->n_stripes; s += 2) {
+        gemv<N>(args, s);
+    }
+}
+
+TCQ4_AVX512 void gemm_all(const tcq4_kernels_args * args) {
+    for (int64_t first = 0; first < args->n_acts; first += ACTS_MOST) {
+        const int64_t left = args->n_acts - first;
+        const int64_t n    = left < ACTS_MOST ? left : (int64_t) ACTS_MOST;
+        for (int64_t s = 0; s < args->n_stripes; s += 2*PAIRS) {
+            switch (args->n_stripes - s) { // the last pair may be a single stripe
+                case 1: case 2: gemm<1>(args, s, first, n); break;
+                case 3: case 4: gemm<2>(args, s, first, n); break;
+                default:        gemm<3>(args, s, first, n); break;
+            }
+        }
     }
 }
 
 TCQ4_AVX512 void mul_mat(const tcq4_kernels_args * args) {
-    for (int64_t first = 0; first < args->n_acts; first += ACTS_MOST) {
-        const int64_t left = args->n_acts - first;
-        const int64_t n    = left < ACTS_MOST ? left : (int64_t) ACTS_MOST;
-        for (int64_t s = 0; s < args->n_stripes; s += 2) {
-            const tcq4_tile * a   = args->tiles + s*args->n_tiles;
-            const tcq4_tile * b   = s + 1 < args->n_stripes ? a + args->n_tiles : a;
-            float *           dst = args->dst + s*TCQ4_ROWS;
-            switch (n) {
-                case 1:  gemv<1>(args, a, b, first, dst); break;
-                case 2:  gemv<2>(args, a, b, first, dst); break;
-                case 3:  gemv<3>(args, a, b, first, dst); break;
-                case 4:  gemv<4>(args, a, b, first, dst); break;
-                default: gemm(args, a, b, first, n, dst); break;
-            }
-        }
+    switch (args->n_acts) {
+        case 1:  gemv_all<1>(args); break;
+        case 2:  gemv_all<2>(args); break;
+        case 3:  gemv_all<3>(args); break;
+        case 4:  gemv_all<4>(args); break;
+        default: gemm_all(args);    break;
     }
 }
 
@@ -272,6 +384,7 @@ TCQ4_INLINE __m512 butterfly(__m512 x, __m512 swapped, __m512 signs) {
 
 TCQ4_INLINE __m512 signs(int bit) {
     alignas(64) float s[16];
+    TCQ4_UNROLL
     for (int i = 0; i < 16; ++i) {
         s[i] = i & bit ? -1.0f : 1.0f;
     }
@@ -280,15 +393,16 @@ TCQ4_INLINE __m512 signs(int bit) {
 
 TCQ4_INLINE void fwht_registers(__m512 * v) {
     const __m512 s1 = signs(1), s2 = signs(2), s4 = signs(4), s8 = signs(8);
+    TCQ4_UNROLL
     for (int i = 0; i < 16; ++i) {
         v[i] = butterfly(v[i], _mm512_permute_ps(v[i], 0xb1), s1);
         v[i] = butterfly(v[i], _mm512_permute_ps(v[i], 0x4e), s2);
         v[i] = butterfly(v[i], _mm512_shuffle_f32x4(v[i], v[i], 0xb1), s4);
         v[i] = butterfly(v[i], _mm512_shuffle_f32x4(v[i], v[i], 0x4e), s8);
     }
-#pragma GCC unroll 4
+    TCQ4_UNROLL
     for (int h = 1; h < 16; h *= 2) {
-#pragma GCC unroll 16
+        TCQ4_UNROLL
         for (int i = 0; i < 16; ++i) {
             if ((i & h) == 0) {
                 const __m512 a = v[i], b = v[i + h];
@@ -297,6 +411,7 @@ TCQ4_INLINE void fwht_registers(__m512 * v) {
             }
         }
     }
+    TCQ4_UNROLL
     for (int i = 0; i < 16; ++i) {
         v[i] = _mm512_mul_ps(v[i], _mm512_set1_ps(0.0625f));
     }
@@ -305,75 +420,21 @@ TCQ4_INLINE void fwht_registers(__m512 * v) {
 TCQ4_AVX512 void fwht(float * x, int64_t n_chunks) {
     for (int64_t c = 0; c < n_chunks; ++c, x += TCQ4_CHUNK) {
         __m512 v[16];
-#pragma GCC unroll 16
+        TCQ4_UNROLL
         for (int i = 0; i < 16; ++i) {
             v[i] = _mm512_loadu_ps(x + 16*i);
         }
         fwht_registers(v);
-#pragma GCC unroll 16
+        TCQ4_UNROLL
         for (int i = 0; i < 16; ++i) {
             _mm512_storeu_ps(x + 16*i, v[i]);
         }
     }
 }
 
-// One value of each of 8 vectors: its largest lane, compared as integers.
-TCQ4_INLINE __m256i largest_of_each(const __m256i * v) {
-    __m256i pairs[4], fours[2];
-    for (int i = 0; i < 4; ++i) {
-        pairs[i] = _mm256_max_epu32(_mm256_unpacklo_epi32(v[2*i], v[2*i + 1]), _mm256_unpackhi_epi32(v[2*i], v[2*i + 1]));
-    }
-    for (int i = 0; i < 2; ++i) {
-        fours[i] = _mm256_max_epu32(_mm256_unpacklo_epi64(pairs[2*i], pairs[2*i + 1]), _mm256_unpackhi_epi64(pairs[2*i], pairs[2*i + 1]));
-    }
-    return _mm256_max_epu32(_mm256_permute2x128_si256(fours[0], fours[1], 0x20), _mm256_permute2x128_si256(fours[0], fours[1], 0x31));
-}
-
-// One value of each of 8 vectors: the sum of its lanes.
-TCQ4_INLINE __m256i sum_of_each(const __m256i * v) {
-    const __m256i low  = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
-    const __m256i high = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
-    return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
-}
-
-TCQ4_INLINE void round_int8(const float * x, tcq4_act_chunk * out) {
-    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-    __m256i largest[TCQ4_GROUPS];
-    for (int g = 0; g < TCQ4_GROUPS; ++g) {
-        const __m512i a = _mm512_and_si512(_mm512_castps_si512(_mm512_loadu_ps(x + 32*g)),      magnitude);
-        const __m512i b = _mm512_and_si512(_mm512_castps_si512(_mm512_loadu_ps(x + 32*g + 16)), magnitude);
-        const __m512i c = _mm512_max_epu32(a, b);
-        largest[g] = _mm256_max_epu32(_mm512_castsi512_si256(c), _mm512_extracti64x4_epi64(c, 1));
-    }
-    const __m256 found = _mm256_castsi256_ps(largest_of_each(largest));
-    const __m256 top   = _mm256_set1_ps(127.0f);
-    const __m256 max   = _mm256_blendv_ps(found, _mm256_set1_ps(1.0f), _mm256_cmp_ps(found, _mm256_set1_ps(TCQ4_TINY), _CMP_LT_OQ));
-    const __m256 bad   = _mm256_cmp_ps(max, _mm256_set1_ps(3.402823466e38f), _CMP_NLE_UQ);
-    const __m256 step  = _mm256_blendv_ps(_mm256_div_ps(max, top), _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000)), bad);
-    alignas(32) float inverse[TCQ4_GROUPS];
-    _mm256_store_ps(inverse, _mm256_div_ps(top, max));
-
-    // Evens to the first half, odds to the second.
-    const __m256i split = _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15, 0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
-    __m256i sums[TCQ4_GROUPS];
-    for (int g = 0; g < TCQ4_GROUPS; ++g) {
-        const __m512  factor = _mm512_set1_ps(inverse[g]);
-        const __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + 32*g),      factor)); // ties to even
-        const __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + 32*g + 16), factor));
-        const __m256i codes = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm512_cvtsepi32_epi8(a)), _mm512_cvtsepi32_epi8(b), 1);
-        const __m256i apart = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(codes, split), 0xd8);
-        _mm256_storeu_si256((__m256i *) (out->q + 32*g), apart);
-        sums[g] = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), apart);
-    }
-    const __m256i sum = sum_of_each(sums);
-    _mm256_storeu_ps(out->d,  step);
-    _mm256_storeu_ps(out->ds, _mm256_mul_ps(step, _mm256_cvtepi32_ps(sum)));
-    _mm256_storeu_si256((__m256i *) out->bias, _mm256_sub_epi32(_mm256_set1_epi32(TCQ4_MAGIC_BITS), _mm256_slli_epi32(sum, 3)));
-}
-
 TCQ4_AVX512 void round_chunk(enum tcq4_act_path path, const float * x, tcq4_act_chunk * out) {
     if (path == TCQ4_ACT_INT8) {
-        round_int8(x, out);
+        tcq4_act_round_int8(x, out);
     } else {
         tcq4_act_round_scalar(path, x, out);
     }

@@ -12,6 +12,17 @@
 #include "tcq4.h"
 #include "tcq4_k32.h"
 
+#include <string.h>
+
+// Loops over a few registers, which have to disappear at -O2 as well.
+#if defined(__clang__)
+#define TCQ4_UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define TCQ4_UNROLL _Pragma("GCC unroll 32")
+#else
+#define TCQ4_UNROLL
+#endif
+
 #define TCQ4_MAGIC_BITS  0x4B400000
 #define TCQ4_MAGIC_FLOAT 12582912.0f
 
@@ -43,11 +54,20 @@ static inline const struct tcq4_act_chunk * tcq4_act_at(const struct tcq4_kernel
     return (const struct tcq4_act_chunk *) (a->acts + m*a->act_stride) + t;
 }
 
+// Four codes of a chunk.
+static inline int32_t tcq4_act_dword(const struct tcq4_act_chunk * a, int i) {
+    int32_t dword;
+    memcpy(&dword, a->q + 4*i, sizeof(dword));
+    return dword;
+}
+
 // Rounds 256 rotated values: the reference.
 void tcq4_act_round_scalar(enum tcq4_act_path path, const float * x, struct tcq4_act_chunk * out);
 
 // One per instruction set; sets that the compiler's target rules out do not exist.
 extern const struct tcq4_kernels tcq4_kernels_scalar;
 #if defined(__x86_64__) || defined(_M_X64)
+extern const struct tcq4_kernels tcq4_kernels_avx2;
+extern const struct tcq4_kernels tcq4_kernels_avxvnni;
 extern const struct tcq4_kernels tcq4_kernels_avx512;
 #endif

@@ -13,6 +13,8 @@ namespace {
 const tcq4_kernels * const all_kernels[] = {
     &tcq4_kernels_scalar,
 #if defined(__x86_64__) || defined(_M_X64)
+    &tcq4_kernels_avx2,
+    &tcq4_kernels_avxvnni,
     &tcq4_kernels_avx512,
 #endif
 };
