@@ -13,11 +13,10 @@
 // Multiplications that read the same src1 through the same permutation (q, k and v; gate and up) do the first step once: acts stay
 // where they are as long as the nodes in between keep to the front of the work buffer.
 
-static constexpr int64_t ROW_STEP      = 2*GGML_TCQ4_K32_ROWS; // kernels like two stripes at a time
 static constexpr int64_t CHUNK         = 256;  // columns of an FWHT
-static constexpr int64_t ROWS_PER_WORK = 64;   // at most, of the matrix
-static constexpr int64_t ACTS_PER_WORK = 128;  // at most
-static constexpr int64_t ACTS_PER_COPY = 16;   // with experts: acts whose results are collected before they are scattered
+static constexpr int64_t ROWS_PER_WORK = 96;   // at most, of the matrix
+static constexpr int64_t ACTS_PER_WORK = 256;  // at most
+static constexpr int64_t ACTS_PER_COPY = 64;   // with experts: acts whose results are collected before they are scattered
 static constexpr int     LOOK_BACK     = 32;   // nodes
 static constexpr size_t  ALIGNMENT     = 64;
 
@@ -201,7 +200,8 @@ static void round_acts(const ggml_compute_params * params, const ggml_tensor * n
     }
 }
 
-// How to cut a product into pieces of work: enough of them that no thread waits long for another one.
+// How to cut a product into pieces of work: enough of them that no thread waits long for another one, and else large ones, because a
+// tile is decoded once a piece. Kernels take 48 rows at a time and have others for 32 and 16.
 struct pieces {
     int64_t rows, acts;    // of a piece
     int64_t n_row, n_act;  // pieces
@@ -209,9 +209,18 @@ struct pieces {
     pieces(int64_t n_rows, int64_t n_acts, int n_threads) {
         const int64_t wanted = n_threads == 1 ? 1 : 4*n_threads;
 
-        rows  = ROW_STEP*std::max<int64_t>(1, std::min(n_rows/ROW_STEP/wanted, ROWS_PER_WORK/ROW_STEP));
-        n_row = (n_rows + rows - 1)/rows;
-        acts  = n_row >= wanted ? ACTS_PER_WORK : std::max<int64_t>(8, std::min(ACTS_PER_WORK, n_acts*n_row/wanted));
+        acts  = ACTS_PER_WORK;
+        n_act = (n_acts + acts - 1)/acts;
+        for (int64_t size : { ROWS_PER_WORK, (int64_t) 48, (int64_t) 32, (int64_t) 16 }) {
+            rows  = size;
+            n_row = (n_rows + rows - 1)/rows;
+            if (n_row*n_act >= wanted) {
+                return;
+            }
+        }
+
+        // few rows
+        acts  = std::max<int64_t>(8, n_acts*n_row/wanted);
         n_act = (n_acts + acts - 1)/acts;
     }
 };
