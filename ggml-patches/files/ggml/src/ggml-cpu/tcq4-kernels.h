@@ -70,4 +70,7 @@ extern const struct tcq4_kernels tcq4_kernels_scalar;
 extern const struct tcq4_kernels tcq4_kernels_avx2;
 extern const struct tcq4_kernels tcq4_kernels_avxvnni;
 extern const struct tcq4_kernels tcq4_kernels_avx512;
+#elif defined(__aarch64__)
+extern const struct tcq4_kernels tcq4_kernels_neon;
+extern const struct tcq4_kernels tcq4_kernels_dotprod;
 #endif

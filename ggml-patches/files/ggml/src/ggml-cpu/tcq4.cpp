@@ -16,6 +16,9 @@ const tcq4_kernels * const all_kernels[] = {
     &tcq4_kernels_avx2,
     &tcq4_kernels_avxvnni,
     &tcq4_kernels_avx512,
+#elif defined(__aarch64__)
+    &tcq4_kernels_neon,
+    &tcq4_kernels_dotprod,
 #endif
 };
 
