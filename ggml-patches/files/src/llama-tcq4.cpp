@@ -42,6 +42,10 @@ static std::string tensor_of_key(const std::string & key) {
     return key.substr(prefix, key.size() - prefix - suffix);
 }
 
+bool llama_tcq4_is_perm_key(const std::string & key) {
+    return !tensor_of_key(key).empty();
+}
+
 static void check_perm(const std::string & tensor, const std::vector<int32_t> & perm, int64_t n_columns) {
     if ((int64_t) perm.size() != n_columns) {
         throw std::runtime_error(format("the permutation of '%s' has %zu entries, the tensor has %lld columns",

@@ -30,6 +30,9 @@ using llama_ctxs_bufs = std::vector<std::pair<ggml_context_ptr, std::vector<ggml
 // Throws if one does not fit its matrix.
 void llama_tcq4_load_perms(llama_model_loader & ml, llama_split_mode split_mode, llama_ctxs_bufs & ctxs_bufs);
 
+// Whether a key holds a permutation: there are hundreds of them, of thousands of numbers, so nobody wants to see them listed.
+bool llama_tcq4_is_perm_key(const std::string & key);
+
 // Writes the keys of a matrix that is saved as it is.
 void llama_tcq4_save_perm(gguf_context * ctx, const ggml_tensor * tensor);
 
