@@ -257,7 +257,7 @@ TCQ4_FN float tcq4_act_signed(const float * x, int n, float clip, int8_t * q) {
         while (i < n - 1 && tcq4_abs(x[i]) != largest) {
             ++i;
         }
-        step = tcq4_mul(x[i], clip)/-8.0f;
+        step = tcq4_mul(tcq4_mul(x[i], clip), -0.125f);
     }
     tcq4_act_codes(x, n, tcq4_div(1.0f, step), -8.0f, 7.0f, q);
     return largest <= 3.402823466e38f ? step : tcq4_float_of_bits(0x7fc00000u);

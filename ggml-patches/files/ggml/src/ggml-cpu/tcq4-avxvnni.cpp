@@ -1,0 +1,47 @@
+// TCQ4_K32 with AVX-VNNI, the 256-bit form of vpdpbusd in CPUs that lack AVX-512. Bound: ALU.
+
+#include "tcq4-kernels.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+
+#include "tcq4-x86-act.h"
+
+#if defined(__GNUC__)
+#define TCQ4_256 __attribute__((target("avx2,fma,f16c,avxvnni")))
+#define TCQ4_256_INLINE static inline __attribute__((always_inline)) TCQ4_256
+#else
+#define TCQ4_256
+#define TCQ4_256_INLINE static __forceinline
+#endif
+
+namespace {
+
+TCQ4_256_INLINE __m256i dot_start(int32_t bias) {
+    return _mm256_set1_epi32(bias);
+}
+
+TCQ4_256_INLINE __m256i dot_add(__m256i dot, __m256i w, __m256i q) {
+    return _mm256_dpbusd_avx_epi32(dot, w, q);
+}
+
+TCQ4_256_INLINE __m256i dot_end(__m256i dot, int32_t) {
+    return dot;
+}
+
+#include "tcq4-avx2-body.h"
+
+int available(void) {
+#if defined(__GNUC__)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("avxvnni");
+#elif defined(__AVXVNNI__)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+} // namespace
+
+const tcq4_kernels tcq4_kernels_avxvnni = { "avx-vnni", available, fwht, round_chunk, mul_mat };
+
+#endif
