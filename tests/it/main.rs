@@ -28,6 +28,7 @@ mod corpus;
 #[cfg(feature = "download")]
 mod corpus_http;
 mod determinism;
+mod device_code;
 #[cfg(feature = "llama")]
 mod eval;
 mod gguf;
@@ -43,6 +44,8 @@ mod model;
 mod moments;
 #[cfg(feature = "llama")]
 mod moments_runs;
+#[cfg(feature = "llama")]
+mod patches;
 mod prepare;
 mod quant;
 mod report;
