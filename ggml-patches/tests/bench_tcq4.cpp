@@ -5,6 +5,8 @@
 // Every figure is the median of the CPU time of the slowest thread, over rounds in which all candidates take turns (and the best). GEMV walks through enough copies of the matrix that no cache
 // of a core holds them; GEMM multiplies one with 512 activation rows. GB/s counts the bytes of the weights, GOP/s two operations a weight and activation row.
 //
+// ggml multiplies four interleaved activation rows at a time, so ACTIVATION_ROWS has to be 1 or a multiple of 4.
+//
 // c++ -O2 -pthread -I cuda/include -I ggml-patches/files/ggml/src/ggml-cpu ggml-patches/tests/bench_tcq4.cpp ggml-patches/files/ggml/src/ggml-cpu/tcq4*.cpp -ldl
 
 #include "tcq4-kernels.h"
@@ -63,9 +65,10 @@ static double time_threads(int n, const std::function<void(int)> & work) {
 
 struct candidate {
     std::string                name;
-    double                     bytes; // of weights a run
+    double                     bytes;   // of weights a run
     double                     ops;
-    std::function<void(int)>   run;   // by thread number
+    int                        kernels; // to select before a run, or -1
+    std::function<void(int)>   run;     // by thread number
     std::vector<double>        seconds;
 };
 
@@ -77,6 +80,9 @@ static double median(std::vector<double> v) {
 static void race(const char * title, int threads, int rounds, std::vector<candidate> & all) {
     for (int r = 0; r < rounds + 1; ++r) {
         for (candidate & c : all) {
+            if (c.kernels >= 0) {
+                tcq4_kernels_select(c.kernels);
+            }
             const double s = time_threads(threads, c.run);
             if (r > 0) {
                 c.seconds.push_back(s);
@@ -141,8 +147,8 @@ static void bench_bounds(int threads, int rounds) {
     std::vector<char> memory(bytes, 1);
     const int n = 2000000;
     std::vector<candidate> all;
-    all.push_back({ "read 512 MiB", (double) bytes, 0, [&](int t) { sink = read_all(memory.data() + bytes/threads*t, bytes/threads); }, {} });
-    all.push_back({ "vpdpbusd alone", 0, 16.0*128*n*threads, [&](int) { sink = (uint64_t) spin_vnni(n); }, {} });
+    all.push_back({ "read 512 MiB", (double) bytes, 0, -1, [&](int t) { sink = read_all(memory.data() + bytes/threads*t, bytes/threads); }, {} });
+    all.push_back({ "vpdpbusd alone", 0, 16.0*128*n*threads, -1, [&](int) { sink = (uint64_t) spin_vnni(n); }, {} });
     race("bounds", threads, rounds, all);
 #else
     (void) threads, (void) rounds;
@@ -242,10 +248,7 @@ void bench::run(int64_t n_acts) {
         }
         for (const std::vector<char> * tiles : { &plain, &offset }) {
             const char * data = tiles->data();
-            all.push_back({ std::string("TCQ4 ") + tcq4_kernels_name(i) + (tiles == &offset ? ", zero points" : ""), weights*TCQ4_ROW_BYTES/256, 2*weights*n_acts, [=, &acts, &dst](int t) {
-                if (t == 0) {
-                    tcq4_kernels_select(i);
-                }
+            all.push_back({ std::string("TCQ4 ") + tcq4_kernels_name(i) + (tiles == &offset ? ", zero points" : ""), weights*TCQ4_ROW_BYTES/256, 2*weights*n_acts, i, [=, &acts, &dst](int t) {
                 const int64_t from = first_row(t), rows = first_row(t + 1) - from;
                 for (int64_t c = 0; c < copies; ++c) {
                     tcq4_mul_mat(data + (c*n + from)*chunks*TCQ4_ROW_BYTES, k, rows, acts.data(), stride, n_acts, dst.data() + from, n);
@@ -268,14 +271,14 @@ void bench::run(int64_t n_acts) {
         const gemm_fn gemm = symbol<gemm_fn>(n_acts == 1 ? type.gemv : type.gemm);
         const dot_fn  dot  = symbol<dot_fn>(type.dot);
         const double  bytes = weights*type.weight_bytes/256;
-        all.push_back({ std::string(type.name) + " repacked 8x8", bytes, 2*weights*n_acts, [=, &dst](int t) {
+        all.push_back({ std::string(type.name) + " repacked 8x8", bytes, 2*weights*n_acts, -1, [=, &dst](int t) {
             const int64_t from = first_row(t), rows = first_row(t + 1) - from;
             for (int64_t c = 0; c < copies; ++c) {
                 gemm((int) k, dst.data() + from, n, w + (c*n + from)*row, a, (int) n_acts, (int) rows);
             }
         }, {} });
         // As ggml_compute_forward_mul_mat does: blocks of 16 by 16.
-        all.push_back({ std::string(type.name) + " vec_dot", bytes, 2*weights*n_acts, [=, &dst](int t) {
+        all.push_back({ std::string(type.name) + " vec_dot", bytes, 2*weights*n_acts, -1, [=, &dst](int t) {
             const int64_t from = first_row(t), to = first_row(t + 1);
             for (int64_t c = 0; c < copies; ++c) {
                 for (int64_t i0 = from; i0 < to; i0 += 16) {
@@ -306,8 +309,7 @@ void bench::quantize() {
     std::vector<candidate> all;
     for (int i = 0; i < tcq4_kernels_count(); ++i) {
         for (int permuted = 0; permuted < 2 && tcq4_kernels_available(i); ++permuted) {
-            all.push_back({ std::string("TCQ4 ") + tcq4_kernels_name(i) + (permuted ? ", permuted" : ""), 4.0*n_acts*k, 0, [=, &out, &perm](int) {
-                tcq4_kernels_select(i);
+            all.push_back({ std::string("TCQ4 ") + tcq4_kernels_name(i) + (permuted ? ", permuted" : ""), 4.0*n_acts*k, 0, i, [=, &out, &perm](int) {
                 for (int64_t m = 0; m < n_acts; ++m) {
                     tcq4_quantize_act(TCQ4_ACT_INT8, x.data() + 7*m%1000, permuted ? perm.data() : nullptr, k, 0, k/256, &out[m*tcq4_act_row_size(k)]);
                 }
@@ -317,7 +319,7 @@ void bench::quantize() {
     for (const ggml_type_of_bench & type : ggml_types) {
         if (ggml != nullptr) {
             const quantize_fn quantize = symbol<quantize_fn>(type.quantize);
-            all.push_back({ type.quantize, 4.0*n_acts*k, 0, [=, &out](int) {
+            all.push_back({ type.quantize, 4.0*n_acts*k, 0, -1, [=, &out](int) {
                 for (int64_t m = 0; m < n_acts; ++m) {
                     quantize(x.data() + 7*m%1000, &out[m*(k/256)*type.act_bytes], k);
                 }

@@ -10,8 +10,8 @@ enum {
     STRIPES   = 2,  // stripes at once
     ACTS      = 4,  // activation rows at once
     ACTS_MOST = 64, // activation rows for which tiles are widened once
-    AHEAD     = 6,  // tiles by which GEMV is ahead with prefetching
-    LINES     = 3,  // cache lines that it prefetches with a group, so that 8 groups cover a tile
+    AHEAD     = 2,  // tiles by which prefetching is ahead
+    LINES     = 3,  // cache lines that are prefetched with a group, so that 8 groups cover a tile
 };
 
 struct scales {
@@ -87,6 +87,14 @@ TCQ4_256_INLINE void unpack_group(const tcq4_tile * tile, int g, __m256i * w) {
     }
 }
 
+// Asks for an eighth of a tile.
+TCQ4_256_INLINE void prefetch(const tcq4_tile * tile, int g) {
+    TCQ4_UNROLL
+    for (int line = LINES*g; line < LINES*(g + 1); ++line) {
+        _mm_prefetch((const char *) tile + 64*line, _MM_HINT_T0);
+    }
+}
+
 TCQ4_256_INLINE const tcq4_act_chunk * act(const char * acts, size_t stride, int m) {
     return (const tcq4_act_chunk *) (acts + m*stride);
 }
@@ -152,6 +160,7 @@ template <int S> TCQ4_256 void gemm(const tcq4_kernels_args * args, int64_t s, i
             const tcq4_tile * tile = args->tiles + (s + i)*args->n_tiles + t;
             unpack_scales(tile, &panels[i].s);
             for (int g = 0; g < TCQ4_GROUPS; ++g) {
+                prefetch(tile + AHEAD, g);
                 unpack_group(tile, g, panels[i].w[g]);
             }
         }
@@ -181,10 +190,7 @@ TCQ4_256 void gemv(const tcq4_kernels_args * args, int64_t s) {
         scales scale;
         unpack_scales(tile, &scale);
         for (int g = 0; g < TCQ4_GROUPS; ++g) {
-            TCQ4_UNROLL
-            for (int line = LINES*g; line < LINES*(g + 1); ++line) {
-                _mm_prefetch((const char *) (tile + AHEAD) + 64*line, _MM_HINT_T0);
-            }
+            prefetch(tile + AHEAD, g);
             __m256i w[8];
             unpack_group(tile, g, w);
             __m256i dot = dot_start(a->bias[g]);

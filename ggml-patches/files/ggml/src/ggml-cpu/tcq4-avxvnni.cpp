@@ -7,6 +7,7 @@
 #include "tcq4-x86-act.h"
 
 #if defined(__GNUC__)
+#include <cpuid.h>
 #define TCQ4_256 __attribute__((target("avx2,fma,f16c,avxvnni")))
 #define TCQ4_256_INLINE static inline __attribute__((always_inline)) TCQ4_256
 #else
@@ -32,7 +33,8 @@ TCQ4_256_INLINE __m256i dot_end(__m256i dot, int32_t) {
 
 int available(void) {
 #if defined(__GNUC__)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("avxvnni");
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0; // not every compiler's __builtin_cpu_supports knows the name
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
 #elif defined(__AVXVNNI__)
     return 1;
 #else

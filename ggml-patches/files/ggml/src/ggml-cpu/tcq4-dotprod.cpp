@@ -2,7 +2,7 @@
 
 #include "tcq4-kernels.h"
 
-#if defined(__aarch64__)
+#if defined(TCQ4_DOTPROD)
 
 #include <arm_neon.h>
 

@@ -72,5 +72,9 @@ extern const struct tcq4_kernels tcq4_kernels_avxvnni;
 extern const struct tcq4_kernels tcq4_kernels_avx512;
 #elif defined(__aarch64__)
 extern const struct tcq4_kernels tcq4_kernels_neon;
+// Before version 16, clang offers the intrinsics only if the whole build is for such CPUs.
+#if defined(__ARM_FEATURE_DOTPROD) || !defined(__clang__) || __clang_major__ >= 16
+#define TCQ4_DOTPROD
 extern const struct tcq4_kernels tcq4_kernels_dotprod;
+#endif
 #endif

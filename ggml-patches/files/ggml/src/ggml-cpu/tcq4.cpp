@@ -18,7 +18,9 @@ const tcq4_kernels * const all_kernels[] = {
     &tcq4_kernels_avx512,
 #elif defined(__aarch64__)
     &tcq4_kernels_neon,
+#if defined(TCQ4_DOTPROD)
     &tcq4_kernels_dotprod,
+#endif
 #endif
 };
 
