@@ -3,7 +3,7 @@
 # llama.cpp in it, and builds with `cargo --config`. The stock build in target/ and Cargo.lock stay as they are.
 #
 # usage: build_patched_sys.sh [--copy-only] [CARGO ARGUMENTS]     default: build --release
-#   --copy-only   make the patched copy and print the cargo options that use it
+#   --copy-only   make the patched copy and print the cargo options that use it (from this folder)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 copy=target/patched/llama-cpp-sys-2
@@ -27,17 +27,24 @@ if [[ ! -f $copy/.version || $(cat "$copy/.version") != "$version" ]] || ! ggml-
   echo "$version" >"$copy/.version"
 fi
 
-options=(--config "patch.crates-io.llama-cpp-sys-2.path='$PWD/$copy'" --target-dir target/patched/build)
+# cargo notes the other source of the crate in Cargo.lock, so it works in a folder with links to everything here and a lock file of its own.
+package=target/patched/package
+rm -rf "$package"
+mkdir -p "$package"
+for entry in .[!.]* *; do
+  case $entry in
+    .git | target | Cargo.lock) ;;
+    *) ln -s "$PWD/$entry" "$package/$entry" ;;
+  esac
+done
+cp Cargo.lock "$package"
+
+options=(--manifest-path "$package/Cargo.toml" --config "patch.crates-io.llama-cpp-sys-2.path='$PWD/$copy'" --target-dir target/patched/build)
 if [[ -n $only ]]; then
   printf '%q ' "${options[@]}"
   echo
   exit 0
 fi
-
-# cargo notes the other source of the crate in Cargo.lock.
-lock=$(mktemp)
-cp Cargo.lock "$lock"
-trap 'cp "$lock" Cargo.lock; rm -f "$lock"' EXIT
 command=$1
 shift
 cargo "$command" "${options[@]}" "$@"
