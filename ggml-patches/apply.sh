@@ -36,8 +36,8 @@ hash=$(cat "${series[@]}" | sha256sum | cut -d' ' -f1)
 copy_files() {
   local file
   while IFS= read -r file; do
-    # files of programs that this tree lacks belong to a patch that it does not get
-    [[ $file != tools/* || -f $tree/${file%/*}/CMakeLists.txt ]] || continue
+    # files of programs and tests that this tree lacks belong to a patch that it does not get
+    [[ $file != tools/* && $file != tests/* || -f $tree/${file%/*}/CMakeLists.txt ]] || continue
     mkdir -p "$tree/$(dirname "$file")"
     # an unchanged file keeps its time, so that nothing is compiled in vain
     cmp -s "$here/files/$file" "$tree/$file" || cp "$here/files/$file" "$tree/$file"

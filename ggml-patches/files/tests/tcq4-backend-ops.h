@@ -4,6 +4,14 @@
 
 #include "ggml-tcq4.h"
 
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
 // The I32 tensors of a case: a permutation has each column once, rows and experts are drawn.
 static void init_tcq4_indices(ggml_tensor * tensor, int64_t n_values, bool is_perm) {
     std::default_random_engine generator(42);

@@ -6,6 +6,7 @@
 #include "ggml-cpu.h"
 #include "ggml-tcq4.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
