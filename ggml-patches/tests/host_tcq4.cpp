@@ -316,9 +316,10 @@ struct problem {
             for (uint8_t & byte : tile.codes) {
                 byte = extremes ? 0x88 : (uint8_t) rng(); // -8 everywhere
             }
+            const bool has_offsets = offsets && rng()%2 == 0; // tiles with and without meet in one pass
             for (int i = 0; i < 8; ++i) {
                 tile.scale[i] = tcq4_half_of_float((float) (rng()%1000 + 1)/1000);
-                tile.zero[i]  = offsets ? tcq4_half_of_float((float) (rng()%2001)/1000 - 1) : 0;
+                tile.zero[i]  = has_offsets ? tcq4_half_of_float((float) (rng()%2001)/1000 - 1) : 0;
             }
             for (int i = 0; i < 64; ++i) {
                 tile.scale_code[i] = extremes ? -127 : (int8_t) (rng()%255 - 127);

@@ -1,6 +1,7 @@
 // TCQ4_K32 with AVX2 and FMA: vpmaddubsw adds in int16, where the 8 products of a group (below 8*2*15*127 = 30480) still fit.
 //
-// Bound: ALU (two instructions for what VNNI does in one, and one more at the end of a group).
+// Bound: ALU (two instructions for what VNNI does in one, and one more at the end of a group). Measured as in tcq4-avx512.cpp with 1 and 2
+// threads: 9.2 and 19.0 GB/s for one activation row, 148 and 286 GOP/s for 512.
 
 #include "tcq4-kernels.h"
 

@@ -7,7 +7,14 @@
 // Work of 16 rows by 32 columns for one activation row: 8 vpdpbusd and 2 (with zero points 3) fused multiply-adds, on the two
 // ports that also limit a loop of vpdpbusd alone: at most 8/10 (8/11) of that peak.
 // - One to four activation rows (GEMV): codes go straight from memory to registers. Bound: memory.
-// - More (GEMM): a pair of tiles is widened once into 5.5 KB of L1 and used for up to 128 activation rows, 16 at a time. Bound: ALU.
+// - More (GEMM): the tiles of six stripes are widened once into 17 KB of L1 and used for up to 64 activation rows. Bound: ALU.
+//
+// Measured with bench_tcq4 (4096 x 4096, Xeon with AVX-512 at about 3.5 GHz, shared with other work; 1 and 2 threads, medians; runs differ by 10 %):
+// - 1 activation row: 12.2 and 25.2 GB/s, as fast as a loop that only reads (12.1 and 25.4); Q4_K repacked 7.3 and 15.0.
+// - 512 activation rows: 449 and 926 GOP/s, 50 to 53 % of vpdpbusd alone (848 and 1838); Q4_K repacked 136 and 292, Q4_0 126 and 258.
+// Tried, with one thread: 16 rows and 16 activation rows at once, 461 GOP/s from L2 where 48 rows and 4 have 573 (a broadcast
+// for every vpdpbusd limits the loads). Asking for the next tiles and the lines of the result a little with every block brought 419 to 461;
+// asking for the next activations as well, nothing.
 
 #include "tcq4-kernels.h"
 
@@ -35,7 +42,6 @@ enum {
     ACTS      = 4,   // activation rows at once: 3 x 4 dots and as many sums are in registers
     ACTS_MOST = 64,  // activation rows for which tiles are widened once
     AHEAD     = 6,   // tiles by which GEMV is ahead with prefetching
-    ACT_LINES = 6,   // cache lines that a chunk of activations touches
     LINES     = 3,   // cache lines that GEMV prefetches with a group, so that 8 groups cover a tile
 };
 
@@ -229,16 +235,14 @@ struct wishes {
     size_t       dst_stride;
 };
 
-template <int P> TCQ4_INLINE void ask(const wishes & next, int64_t m, const char * acts, size_t stride) {
-    for (int i = 0; i < ACTS; ++i) {
-        prefetch(acts + i*stride, ACT_LINES);
-    }
-    for (int i = 0; i < 2*P; ++i) {
-        prefetch(next.tiles[i] + m/ACTS*next.lines*64, (int) next.lines);
+template <int P> TCQ4_INLINE void ask(const wishes & next, int64_t m) {
+    const int64_t line = m/ACTS*next.lines;
+    for (int i = 0; i < 2*P && 64*line < TCQ4_TILE_BYTES; ++i) {
+        prefetch(next.tiles[i] + 64*line, (int) next.lines);
     }
     for (int i = 0; i < ACTS && next.dst != nullptr; ++i) {
-        for (int line = 0; line < P; ++line) {
-            _mm_prefetch(next.dst + (m + i)*next.dst_stride + 64*line, _MM_HINT_ET0);
+        for (int k = 0; k < P; ++k) {
+            _mm_prefetch(next.dst + (m + i)*next.dst_stride + 64*k, _MM_HINT_ET0);
         }
     }
 }
@@ -246,7 +250,7 @@ template <int P> TCQ4_INLINE void ask(const wishes & next, int64_t m, const char
 template <int P, bool has_offsets> TCQ4_AVX512 void add_panels(const panel * p, const char * acts, size_t stride, int64_t n, const wishes & next, __m512 * sums) {
     int64_t m = 0;
     for (; m + ACTS <= n; m += ACTS) {
-        ask<P>(next, m, acts + (m + ACTS)*stride, stride);
+        ask<P>(next, m);
         add_panels<P, ACTS, has_offsets>(p, acts + m*stride, stride, sums + m*PAIRS);
     }
     for (; m < n; ++m) {

@@ -1,4 +1,5 @@
-// TCQ4_K32 with AVX-VNNI, the 256-bit form of vpdpbusd in CPUs that lack AVX-512. Bound: ALU.
+// TCQ4_K32 with AVX-VNNI, the 256-bit form of vpdpbusd in CPUs that lack AVX-512. Bound: ALU. Measured as in tcq4-avx512.cpp
+// with 1 and 2 threads: 9.1 and 18.6 GB/s for one activation row, 265 and 492 GOP/s for 512.
 
 #include "tcq4-kernels.h"
 
