@@ -27,10 +27,12 @@ fi
 if command -v ccache >/dev/null; then
   launcher=(-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 fi
+server=OFF
+[[ " ${targets[*]} " != *' llama-server '* ]] || server=ON
 # No AMX: see .cargo/config.toml.
 read -ra more <<<"${CMAKE_ARGS:-}"
 cmake -S "$tree" -B "$tree/build" "${generator[@]}" "${launcher[@]}" -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON \
   -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__ \
-  -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF "${more[@]}" >&2
+  -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=$server "${more[@]}" >&2
 cmake --build "$tree/build" --config Release --parallel "${JOBS:-$(nproc)}" --target "${targets[@]}" >&2
 printf '%s\n' "$tree/build/bin"
