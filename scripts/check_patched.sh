@@ -28,7 +28,7 @@ verdict() { # NAME 0|1
 
 native() { # FILE: perplexity by the patched llama-perplexity
   "$bin/llama-perplexity" -m "$1" -f "$text" -c "$ctx" --chunks "$chunks" -t 2 >"$work/log" 2>&1 || { tail -n 20 "$work/log" >&2; return 1; }
-  sed -n 's/^Final estimate: PPL = \([0-9.]*\).*/\1/p' "$work/log"
+  sed -n 's/.*Final estimate: PPL = \([0-9.]*\).*/\1/p' "$work/log"
 }
 
 simulated() { # PATH: perplexity by tcq4
@@ -81,7 +81,7 @@ P
 done
 
 if [[ -n ${STOCK:-} ]]; then
-  ! "$STOCK/llama-perplexity" -m "$work/out.gguf" -f "$text" -c "$ctx" --chunks 1 >"$work/log" 2>&1 && grep -q 'invalid ggml type 80' "$work/log" && code=0 || code=1
+  ! "$STOCK/llama-perplexity" -m "$work/out.gguf" -f "$text" -c "$ctx" --chunks 1 >"$work/log" 2>&1 && grep -q 'ggml type 80' "$work/log" && code=0 || code=1
   verdict "an unpatched llama.cpp refuses the file with a message" $code
 else
   echo "skipped: an unpatched llama.cpp refuses the file (STOCK names none)"
