@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building tcq4 needs besides Rust and a C++ compiler: cmake and libclang. Does nothing where both are there already.
-# With --tests it installs what only tests want instead: Chromium, which drives the HTML report, and numpy, an independent reader and calculator. Where it
-# cannot, those tests say that they were skipped. It prints the python that has numpy, if there is one.
+# With --tests it installs what only tests want instead: Chromium, which drives the HTML report, a cross-compiler and an emulator of ARM, and numpy, an
+# independent reader and calculator. Where it cannot, those tests say that they were skipped. It prints the python that has numpy, if there is one.
 set -euo pipefail
 
 # libclang-cpp is another library, which bindgen cannot use.
@@ -11,16 +11,28 @@ have_libclang() {
   compgen -G '/usr/lib/llvm-*/lib/libclang[-.][0-9s]*' >/dev/null || compgen -G '/usr/lib*/libclang.so*' >/dev/null || compgen -G '/opt/homebrew/opt/llvm/lib/libclang.*' >/dev/null
 }
 
+# Installs Debian packages; says what is skipped without them where it cannot.
+install_debs() { # SKIPPED PACKAGE...
+  local skipped=$1 root=()
+  shift
+  [[ $(id -u) -eq 0 ]] || root=(sudo -n)
+  echo "setup: installing $*" >&2
+  if ! command -v apt-get >/dev/null || ! { "${root[@]}" apt-get update -qq && DEBIAN_FRONTEND=noninteractive "${root[@]}" apt-get install -y -qq "$@"; } >/dev/null 2>&1; then
+    echo "setup: no $*; $skipped will be skipped" >&2
+  fi
+}
+
 install_browser() {
-  local name root=()
+  local name
   for name in chromium chromium-browser google-chrome google-chrome-stable; do
     command -v "$name" >/dev/null && return 0
   done
-  [[ $(id -u) -eq 0 ]] || root=(sudo -n)
-  echo "setup: installing chromium" >&2
-  if ! command -v apt-get >/dev/null || ! { "${root[@]}" apt-get update -qq && DEBIAN_FRONTEND=noninteractive "${root[@]}" apt-get install -y -qq chromium; } >/dev/null 2>&1; then
-    echo "setup: no Chromium; the tests of the HTML report in a browser will be skipped" >&2
-  fi
+  install_debs "the tests of the HTML report in a browser" chromium
+}
+
+install_arm() {
+  command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64-static >/dev/null && return 0
+  install_debs "the tests of the kernels for ARM" g++-aarch64-linux-gnu qemu-user-static
 }
 
 install_numpy() {
@@ -37,6 +49,7 @@ install_numpy() {
 
 if [[ ${1:-} == --tests ]]; then
   install_browser
+  install_arm
   install_numpy
   exit 0
 fi
