@@ -35,6 +35,18 @@ simulated() { # PATH: perplexity by tcq4
   "$tcq4" --json eval "$work/out.gguf" -f "$text" --ctx "$ctx" --chunks "$chunks" --simulate "$1" | python3 -c 'import json, sys; print(json.load(sys.stdin)["perplexity"])'
 }
 
+# Whether a command fails, and says why in words that match. llama.cpp logs in a thread of its own, whose last lines an early exit often cuts off, so it is
+# run until they are seen, 20 times at most.
+refused() { # WORDS COMMAND...
+  local words=$1
+  shift
+  for _ in {1..20}; do
+    ! "$@" >"$work/log" 2>&1 || return 1
+    ! grep -Eq "$words" "$work/log" || return 0
+  done
+  return 1
+}
+
 near() { # NAME FOUND EXPECTED PERCENT
   local told
   if told=$(python3 -c 'import sys; a, b, most = map(float, sys.argv[1:]); print(f"{a:.4f} and {b:.4f}, {(a/b - 1)*100:+.2f} %"); sys.exit(abs(a/b - 1)*100 > most)' "$2" "$3" "$4"); then
@@ -59,7 +71,7 @@ else
   verdict "llama-quantize --tcq4-perms writes the bytes of tcq4 quantize" 1
 fi
 sed 's/"version": *1/"version": 2/' "$work/perms.json" >"$work/wrong.json"
-! "$bin/llama-quantize" --tcq4-perms "$work/wrong.json" "$model" "$work/x.gguf" TCQ4_K32 2 >"$work/log" 2>&1 && grep -qi version "$work/log" && code=0 || code=1
+refused version "$bin/llama-quantize" --tcq4-perms "$work/wrong.json" "$model" "$work/x.gguf" TCQ4_K32 2 && code=0 || code=1
 verdict "a perms.json of another version is an error" $code
 
 # An entry twice, one too large, and a key of a tensor that is not there: each is refused with a message that names the tensor.
@@ -76,12 +88,12 @@ else:
     struct.pack_into("<i", data, at, second if way == "twice" else 1 << 30)
 open(sys.argv[2], "wb").write(data)
 P
-  ! "$bin/llama-perplexity" -m "$work/hostile.gguf" -f "$text" -c "$ctx" --chunks 1 -t 2 >"$work/log" 2>&1 && grep -Eq 'permutation|does not have' "$work/log" && code=0 || code=1
+  refused 'permutation|does not have' "$bin/llama-perplexity" -m "$work/hostile.gguf" -f "$text" -c "$ctx" --chunks 1 -t 2 && code=0 || code=1
   verdict "a hostile permutation ($way) is refused with a message" $code
 done
 
 if [[ -n ${STOCK:-} ]]; then
-  ! "$STOCK/llama-perplexity" -m "$work/out.gguf" -f "$text" -c "$ctx" --chunks 1 >"$work/log" 2>&1 && grep -q 'ggml type 80' "$work/log" && code=0 || code=1
+  refused 'ggml type 80' "$STOCK/llama-perplexity" -m "$work/out.gguf" -f "$text" -c "$ctx" --chunks 1 && code=0 || code=1
   verdict "an unpatched llama.cpp refuses the file with a message" $code
 else
   echo "skipped: an unpatched llama.cpp refuses the file (STOCK names none)"
