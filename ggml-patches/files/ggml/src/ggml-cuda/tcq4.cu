@@ -59,7 +59,7 @@ static __global__ void __launch_bounds__(32*TCQ4_ROUND_WARPS) tcq4_round(
 
 // One stripe of 8 rows for each block; the tokens from blockIdx.y*n_tokens on.
 template <int n_tokens, typename act>
-static __global__ void __launch_bounds__(32*TCQ4_VEC_WARPS) tcq4_mul_vec(
+static __global__ void __launch_bounds__(32*TCQ4_VEC_WARPS, 4) tcq4_mul_vec(
         const tcq4_tile * __restrict__ tiles, const act * __restrict__ acts, const int chunks, float * __restrict__ dst, const int64_t dst_stride) {
     tcq4_mul_vec_stripe<n_tokens>(tiles + (int64_t) blockIdx.x*chunks, acts, chunks, dst + TCQ4_ROWS*(int64_t) blockIdx.x, dst_stride);
 }
