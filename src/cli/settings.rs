@@ -111,13 +111,19 @@ pub(super) fn recipe(choices: &Choices<'_>, setting: Setting) -> Result<Recipe> 
         recipe.output_type = TypeOrAuto(None); // one tensor: what was said of it goes before the preset's head
     }
     let chosen = line.rounding.or(file.rounding).is_some() || line.preset.or(file.preset).is_some();
-    if recipe.encoder == Encoder::Parity && !chosen {
+    if recipe.encoder != Encoder::Default && !chosen {
         recipe.rounding = RoundingRule::Nearest;
     }
     if recipe.rounding != RoundingRule::Nearest && recipe.encoder == Encoder::Parity {
         return Err(Error::Usage {
             message: "GPTQ and greedy rounding choose other codes than `--encoder parity` stands for".into(),
             hint: Some("leave out --encoder parity, or pass --rounding nearest".into()),
+        });
+    }
+    if recipe.rounding == RoundingRule::Greedy && recipe.encoder == Encoder::Weighted {
+        return Err(Error::Usage {
+            message: "greedy rounding does without the second moments that `--encoder weighted` needs".into(),
+            hint: Some("pass --rounding gptq or --rounding nearest".into()),
         });
     }
     let sequel = choices.sequential.is_some_and(|sequential| sequential.resume || sequential.layer_batch.is_some());

@@ -96,6 +96,18 @@ pub(super) enum By<'a> {
     Means(&'a Means),
 }
 
+impl By<'_> {
+    /// The mean square of what each rotated column is multiplied with, where second moments are known; 1 in blocks without them.
+    pub(super) fn importance(&self) -> Option<Vec<f32>> {
+        let Self::Curvature(curvatures, _) = self else { return None };
+        let of = |(width, curvature): &(usize, Option<Curvature>)| match curvature {
+            Some(curvature) => curvature.importance(),
+            None => vec![1.0; *width],
+        };
+        Some(curvatures.blocks.iter().flat_map(of).collect())
+    }
+}
+
 /// Mean inputs in the basis of a tensor's rotated weights, with the columns whose codes may be flipped, for each of its matrices.
 pub(super) struct Means {
     matrices: Vec<(Vec<f32>, Vec<bool>)>,

@@ -11,7 +11,7 @@ use crate::llama;
 use crate::math::products::LANES;
 use crate::quant::Transform;
 use crate::quant::rounding::{Rounding, flip_to_mean, round_stripes};
-use crate::tcq::{CHUNK, Codec, EncodeError, Loss, TILE_ROWS, Tile};
+use crate::tcq::{CHUNK, Codec, EncodeError, Encoder, Loss, TILE_ROWS, Tile};
 
 /// What became of a run of rows.
 pub(super) struct Encoded {
@@ -126,11 +126,13 @@ impl RowRun<'_> {
         let stripe_tiles = columns / CHUNK;
         let mut tiles = vec![Tile::zeroed(); self.rows as usize / TILE_ROWS * stripe_tiles];
         let mut loss = Loss::default();
+        let importance = by.filter(|_| codec.encoder() == Encoder::Weighted).and_then(By::importance);
         for (stripe, (rows, tiles)) in
             values.chunks_exact_mut(TILE_ROWS * columns).zip(tiles.chunks_exact_mut(stripe_tiles)).enumerate()
         {
-            loss +=
-                codec.encode_rows(rows, columns, tiles).map_err(|e| self.defect(&e, (stripe * TILE_ROWS) as u64))?;
+            loss += codec
+                .encode_rows_by(importance.as_deref(), rows, columns, tiles)
+                .map_err(|e| self.defect(&e, (stripe * TILE_ROWS) as u64))?;
         }
         let mut output = OutputSums::default();
         if let Some(by) = by {

@@ -13,8 +13,8 @@ use crate::error::Result;
 use crate::gguf::Source;
 use crate::math::products::LANES;
 use crate::quant::Recipe;
-use crate::quant::recipe::RoundingRule;
 use crate::quant::rounding::{Curvature, round_stripes};
+use crate::quant::step::Needs;
 use crate::tcq::{CHUNK, Codec, TILE_ROWS, Tile};
 
 /// Runs of rows that each thread encodes to be timed.
@@ -39,8 +39,8 @@ pub struct EncodingTime {
 /// As the encoding itself.
 pub fn time_encoding(source: &Source, plan: &Conversion, recipe: &Recipe, codec: Codec) -> Result<EncodingTime> {
     let (encode_seconds, encode_share) = encode_sample(source, plan, codec)?;
-    let gptq = matches!(recipe.rounding, RoundingRule::Gptq | RoundingRule::Gptaq);
-    let round_seconds = if gptq { rounding_time(source, plan, recipe, codec) } else { 0.0 };
+    let round_seconds =
+        if recipe.needs().covers(Needs::SECOND_MOMENTS) { rounding_time(source, plan, recipe, codec) } else { 0.0 };
     Ok(EncodingTime { encode_seconds, encode_share, round_seconds })
 }
 

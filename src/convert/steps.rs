@@ -8,6 +8,7 @@ use crate::quant::permute::Order;
 use crate::quant::recipe::RoundingRule;
 use crate::quant::step::{Needs, Step, StepRecord};
 use crate::quant::{Grounds, GroupOutcome, Prepared, Recipe};
+use crate::tcq::Encoder;
 
 /// Why codes are the nearest although others were asked for.
 const NOT_SEEN: &str = "its input was not seen in the text, or what was measured of it is of no use";
@@ -96,6 +97,10 @@ fn order_record(step: &dyn Step, group: &GroupOutcome) -> StepRecord {
 fn encoding_steps(loss: &TensorLoss, recipe: &Recipe) -> [StepRecord; 3] {
     let steps = recipe.steps();
     let [rotate, encode, round] = [2, 3, 4].map(|at: usize| StepRecord::of(steps[at].as_ref()));
+    let encode = match loss.output {
+        None if recipe.encoder == Encoder::Weighted => encode.instead("default", NOT_SEEN),
+        _ => encode,
+    };
     match &loss.output {
         None if recipe.rounding != RoundingRule::Nearest => {
             let encode = encode.measured("weights", None, loss.error_rel);

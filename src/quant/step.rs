@@ -216,7 +216,12 @@ impl Step for Encoder {
         match self {
             Encoder::Parity => "parity",
             Encoder::Default => "default",
+            Encoder::Weighted => "weighted",
         }
+    }
+
+    fn needs(&self) -> Needs {
+        if *self == Encoder::Weighted { Needs::SECOND_MOMENTS } else { Needs::NOTHING }
     }
 }
 

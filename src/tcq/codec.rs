@@ -14,6 +14,7 @@ use super::block::{CHUNK, GROUPS, TILE_ROWS, Tile};
 use super::isa::{Isa, UnknownName};
 use super::kernel::decode::Decode;
 use super::kernel::draft::{Draft, sum_of_squares};
+use super::kernel::importance::{Alike, Importance, of_tile};
 use super::kernel::turned::{Fwht, Turned};
 use super::kernel::{default, parity};
 
@@ -28,6 +29,8 @@ pub enum Encoder {
     /// A search for the least squared error with zero points; no row of a tile is worse than with [`Encoder::Parity`].
     #[default]
     Default,
+    /// [`Encoder::Default`], with errors counting by the importance of their column where that is given.
+    Weighted,
 }
 
 impl fmt::Display for Encoder {
@@ -35,6 +38,7 @@ impl fmt::Display for Encoder {
         f.pad(match self {
             Encoder::Parity => "parity",
             Encoder::Default => "default",
+            Encoder::Weighted => "weighted",
         })
     }
 }
@@ -46,7 +50,8 @@ impl FromStr for Encoder {
         match name {
             "parity" => Ok(Encoder::Parity),
             "default" => Ok(Encoder::Default),
-            _ => Err(UnknownName { name: name.into(), expected: "parity, default" }),
+            "weighted" => Ok(Encoder::Weighted),
+            _ => Err(UnknownName { name: name.into(), expected: "parity, default, weighted" }),
         }
     }
 }
@@ -147,10 +152,28 @@ impl Codec {
     /// # Panics
     /// If `columns` is not a multiple of 256, or `rows` or `tiles` are not of the length that belongs to it.
     pub fn encode_rows(&self, rows: &mut [f32], columns: usize, tiles: &mut [Tile]) -> Result<Loss, EncodeError> {
+        self.encode_rows_by(None, rows, columns, tiles)
+    }
+
+    /// Encodes as [`Codec::encode_rows`] does. With [`Encoder::Weighted`] errors of a rotated column count by its `importance` if that is given: one value for
+    /// each column, of which the relations within 256 matter. The squared error of the result counts by it too, with a mean of 1 over the 256.
+    ///
+    /// # Errors
+    /// As [`Codec::encode_rows`].
+    ///
+    /// # Panics
+    /// As [`Codec::encode_rows`], and if there is not one importance for each column.
+    pub fn encode_rows_by(
+        &self,
+        importance: Option<&[f32]>,
+        rows: &mut [f32],
+        columns: usize,
+        tiles: &mut [Tile],
+    ) -> Result<Loss, EncodeError> {
         check_lengths(rows.len(), columns, tiles.len());
         check_finite(rows, columns)?;
         self.fwht(rows);
-        dispatch(self.isa, Encode { encoder: self.encoder, rows, columns, tiles })
+        self.encode(importance, rows, columns, tiles)
     }
 
     /// Encodes eight rows of `columns` weights that are rotated already.
@@ -163,7 +186,18 @@ impl Codec {
     pub fn encode_rotated(&self, rows: &[f32], columns: usize, tiles: &mut [Tile]) -> Result<Loss, EncodeError> {
         check_lengths(rows.len(), columns, tiles.len());
         check_finite(rows, columns)?;
-        dispatch(self.isa, Encode { encoder: self.encoder, rows, columns, tiles })
+        self.encode(None, rows, columns, tiles)
+    }
+
+    fn encode(
+        self,
+        importance: Option<&[f32]>,
+        rows: &[f32],
+        columns: usize,
+        tiles: &mut [Tile],
+    ) -> Result<Loss, EncodeError> {
+        assert!(importance.is_none_or(|of| of.len() == columns), "one importance for each of {columns} columns");
+        dispatch(self.isa, Encode { encoder: self.encoder, importance, rows, columns, tiles })
     }
 
     /// Decodes `columns / 256` tiles into eight rows of `columns` weights: the rotation is undone, a permutation of channels is not.
@@ -221,6 +255,7 @@ const CLEARLY_BETTER: f32 = 1.0 - 1e-5;
 
 struct Encode<'a> {
     encoder: Encoder,
+    importance: Option<&'a [f32]>,
     /// Rotated.
     rows: &'a [f32],
     columns: usize,
@@ -233,14 +268,18 @@ impl Kernel for Encode<'_> {
     #[inline(always)]
     fn run<V: Lanes>(self) -> Result<Loss, EncodeError> {
         let mut loss = Loss::default();
-        let mut values = Turned::zeroed();
+        let (mut values, mut importance) = (Turned::zeroed(), Turned::zeroed());
         for (chunk, tile) in self.tiles.iter_mut().enumerate() {
             let rows = &self.rows[chunk * CHUNK..];
             check_range(rows, self.columns, chunk * CHUNK)?;
             values.gather::<V>(rows, self.columns);
-            let draft = match self.encoder {
-                Encoder::Parity => parity::draft::<V>(&values),
-                Encoder::Default => encode_default::<V>(&values),
+            let draft = match (self.encoder, self.importance) {
+                (Encoder::Parity, _) => parity::draft::<V>(&values, &Alike),
+                (Encoder::Weighted, Some(columns)) => {
+                    importance.gather::<V>(&of_tile(&columns[chunk * CHUNK..][..CHUNK]), 0);
+                    encode_default::<V>(&values, &importance)
+                }
+                (Encoder::Default | Encoder::Weighted, _) => encode_default::<V>(&values, &Alike),
             };
             *tile = draft.tile;
             loss += Loss { error_sq: total(draft.error_sq), weight_sq: total(sum_of_squares::<V>(&values)) };
@@ -265,9 +304,9 @@ fn check_range(rows: &[f32], stride: usize, column: usize) -> Result<(), EncodeE
 }
 
 #[inline(always)]
-fn encode_default<V: Lanes>(values: &Turned) -> Draft {
-    let mut best = default::draft::<V>(values);
-    let parity = parity::draft::<V>(values);
+fn encode_default<V: Lanes>(values: &Turned, importance: &impl Importance) -> Draft {
+    let mut best = default::draft::<V>(values, importance);
+    let parity = parity::draft::<V>(values, importance);
     for row in 0..TILE_ROWS {
         let clearly_better = best.error_sq[row] <= parity.error_sq[row] * CLEARLY_BETTER;
         if !clearly_better {

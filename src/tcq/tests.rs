@@ -4,6 +4,7 @@ use bytemuck::Zeroable;
 use half::f16;
 use proptest::prelude::*;
 
+use super::kernel::importance::of_tile;
 use super::*;
 use crate::math::hadamard::fwht256;
 
@@ -89,7 +90,7 @@ proptest! {
 
     #[test]
     fn every_instruction_set_gives_the_bytes_of_the_scalar_one(rows in rows()) {
-        for encoder in [Encoder::Parity, Encoder::Default] {
+        for encoder in [Encoder::Parity, Encoder::Default, Encoder::Weighted] {
             let scalar = Codec::with_isa(encoder, Isa::Scalar).expect("always there");
             let (rotated, tiles, loss) = encode(scalar, &rows);
             for codec in codecs(encoder) {
@@ -134,6 +135,49 @@ proptest! {
             }
         }
         prop_assert!((loss.error_sq - total).abs() <= 1e-4 * total + 1e-30, "reported {:e}, measured {:e}", loss.error_sq, total);
+    }
+
+    #[test]
+    fn weighted_errors_are_no_worse_than_parity_on_any_instruction_set(
+        rows in rows(),
+        importance in prop::collection::vec(prop_oneof![4 => 0.5f32..2.0, 1 => 1e-3f32..1e3, 1 => Just(0.0f32)], COLUMNS),
+    ) {
+        let encode_by = |codec: Codec| {
+            let (mut rotated, mut tiles) = (rows.clone(), vec![Tile::zeroed(); COLUMNS / CHUNK]);
+            let loss = codec.encode_rows_by(Some(&importance), &mut rotated, COLUMNS, &mut tiles).expect("weights in range");
+            (rotated, tiles, loss)
+        };
+        let (_, parity, _) = encode(Codec::new(Encoder::Parity), &rows);
+        let (rotated, tiles, loss) = encode_by(Codec::with_isa(Encoder::Weighted, Isa::Scalar).expect("always there"));
+        for (chunk, (tile, parity)) in tiles.iter().zip(&parity).enumerate() {
+            let counts = of_tile(&importance[chunk * CHUNK..][..CHUNK]);
+            prop_assert_eq!(validate_tile(tile), Ok(()));
+            for row in 0..TILE_ROWS {
+                let error = |tile: &Tile| -> f64 {
+                    let values = &rotated[row * COLUMNS + chunk * CHUNK..][..CHUNK];
+                    let error_sq = |k: usize| (f64::from(values[k]) - f64::from(tile.value(row, k))).powi(2);
+                    (0..CHUNK).map(|k| f64::from(counts[k]) * error_sq(k)).sum()
+                };
+                prop_assert!(error(tile) <= error(parity) * (1.0 + 1e-5), "row {} of tile {}", row, chunk);
+            }
+        }
+        for codec in codecs(Encoder::Weighted) {
+            let (_, its_tiles, its_loss) = encode_by(codec);
+            prop_assert!(its_tiles == tiles, "{}", codec.isa());
+            prop_assert_eq!(its_loss, loss);
+        }
+    }
+
+    #[test]
+    fn columns_that_count_alike_make_no_difference(rows in rows(), count in 1e-3f32..1e3) {
+        let (_, plain, _) = encode(Codec::new(Encoder::Default), &rows);
+        let codec = Codec::new(Encoder::Weighted);
+        prop_assert!(encode(codec, &rows).1 == plain);
+        for importance in [vec![2.0f32.powf(count.log2().round()); COLUMNS], vec![0.0; COLUMNS]] {
+            let (mut rotated, mut tiles) = (rows.clone(), plain.clone());
+            codec.encode_rows_by(Some(&importance), &mut rotated, COLUMNS, &mut tiles).expect("weights in range");
+            prop_assert!(tiles == plain);
+        }
     }
 
     #[test]
@@ -220,6 +264,28 @@ fn is_exact(tile: &Tile) -> Result<bool, TestCaseError> {
     Ok(same && loss.error_sq == 0.0)
 }
 
+/// Weights of which a few columns count a hundred times as much as the others: it is their errors that shrink.
+#[test]
+fn what_counts_more_is_coded_better() {
+    let rows: Vec<f32> = (0..TILE_ROWS * COLUMNS).map(|i| ((i * 7919 + 13) % 2003) as f32 / 1001.5 - 1.0).collect();
+    let importance: Vec<f32> = (0..COLUMNS).map(|k| if k % 11 == 0 { 100.0 } else { 1.0 }).collect();
+    let (rotated, plain, _) = encode(Codec::new(Encoder::Default), &rows);
+    let (mut again, mut weighted) = (rows, plain.clone());
+    let codec = Codec::new(Encoder::Weighted);
+    codec.encode_rows_by(Some(&importance), &mut again, COLUMNS, &mut weighted).expect("weights in range");
+    let error = |tiles: &[Tile], counts: &dyn Fn(usize) -> f32| -> f64 {
+        let error_sq = |(i, value): (usize, &f32)| {
+            let column = i % COLUMNS;
+            let coded = tiles[column / CHUNK].value(i / COLUMNS, column % CHUNK);
+            f64::from(counts(column)) * f64::from(value - coded).powi(2)
+        };
+        rotated.iter().enumerate().map(error_sq).sum()
+    };
+    let (before, after) = (error(&plain, &|k| importance[k]), error(&weighted, &|k| importance[k]));
+    assert!(after < 0.6 * before, "{before} and {after}");
+    assert!(error(&weighted, &|_| 1.0) > error(&plain, &|_| 1.0), "others pay for it");
+}
+
 #[test]
 fn empty_rows_are_all_zero_bytes() {
     let (_, tiles, loss) = encode(Codec::new(Encoder::Default), &vec![0.0; TILE_ROWS * COLUMNS]);
@@ -250,10 +316,10 @@ fn what_cannot_be_stored_is_refused() {
 
 #[test]
 fn names_of_encoders_are_read_back() {
-    for encoder in [Encoder::Parity, Encoder::Default] {
+    for encoder in [Encoder::Parity, Encoder::Default, Encoder::Weighted] {
         assert_eq!(encoder.to_string().parse(), Ok(encoder));
     }
-    assert_eq!("best".parse::<Encoder>().unwrap_err().to_string(), "`best` is not one of parity, default");
+    assert_eq!("best".parse::<Encoder>().unwrap_err().to_string(), "`best` is not one of parity, default, weighted");
 }
 
 /// The bytes of the default encoder are part of what users compare: they change only on purpose, and then this number with them.

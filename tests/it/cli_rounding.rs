@@ -64,6 +64,37 @@ fn greedy_rounding_keeps_means_with_and_without_a_run() {
 }
 
 #[test]
+fn the_weighted_encoder_lowers_the_error_of_the_nearest_codes() {
+    let dir = Dir::new();
+    let line = format!("convert MODEL {LITTLE} --rounding gptq --json");
+    let mean = |options: &str| -> f64 {
+        let record = dir.tcq4(&format!("{line} {options}")).record("convert");
+        let losses = record["losses"].as_array().unwrap();
+        losses.iter().map(|loss| loss["output"]["nearest"].as_f64().unwrap()).sum::<f64>() / losses.len() as f64
+    };
+    let (plain, weighted) = (mean("-o plain.gguf"), mean("-o weighted.gguf --encoder weighted"));
+    assert!(weighted < 0.999 * plain, "{weighted} and {plain}");
+    dir.tcq4(&format!("calibrate -m MODEL -c CALIBRATION -o perms.json {LITTLE} --second-moments moments.gguf")).ok();
+    let record = dir
+        .tcq4("quantize MODEL nearest.gguf --second-moments moments.gguf --encoder weighted --json")
+        .record("convert");
+    for loss in record["losses"].as_array().unwrap() {
+        let of = |key: &str| loss["output"][key].as_f64().unwrap();
+        assert_eq!(of("nearest"), of("compensated"), "{loss}");
+        assert_eq!(loss["steps"][3]["done"], "weighted");
+    }
+    dir.tcq4("verify nearest.gguf --against MODEL").ok();
+    dir.tcq4("quantize MODEL no.gguf --encoder weighted").fails_like(
+        2,
+        "error: --encoder weighted needs second moments of the activations\nhint: pass --second-moments FILE",
+    );
+    dir.tcq4("convert MODEL -o no.gguf --encoder weighted --rounding greedy").fails_like(
+        2,
+        "error: greedy rounding does without the second moments that `--encoder weighted` needs\nhint: pass --rounding gptq",
+    );
+}
+
+#[test]
 fn presets_are_what_they_say() {
     let dir = Dir::new();
     let chunks = |preset: &str| {

@@ -92,8 +92,8 @@ pub(crate) struct MethodArgs {
     /// Activation quantiser of the run time that `--order auto` and `--scales awq` assume: none, int8, int4, int4-group32, int4-fork [default: int8]
     #[arg(long, value_name = "PATH")]
     pub(crate) activations: Option<Activations>,
-    /// Tile encoder, default or parity: `parity` writes the bytes of the llama.cpp-rrs quantiser, `default` never has a larger error
-    /// [default: default]
+    /// Tile encoder, default, parity or weighted: `parity` writes the bytes of the llama.cpp-rrs quantiser, `default` never has a larger error,
+    /// `weighted` lets errors count by the second moments of the inputs [default: default]
     #[arg(long)]
     pub(crate) encoder: Option<Encoder>,
 }

@@ -22,7 +22,7 @@ use crate::error::{Class, ConvertError, Result};
 use crate::gguf::{Plan, Source};
 use crate::math::Permutation;
 use crate::quant::recipe::RoundingRule;
-use crate::quant::step::Kind;
+use crate::quant::step::{Kind, Needs};
 use crate::quant::{ActAware, Prepared, Recipe, StepRecord, TypeChoices, prepare};
 use crate::util::atomic_file::check_target;
 use crate::util::progress::Progress;
@@ -147,7 +147,7 @@ impl Production<'_> {
             self.session.progress.note(notice);
         }
         let codes = match (recipe.rounding, statistics, evidence.moments) {
-            (RoundingRule::Gptq | RoundingRule::Gptaq, _, Some(moments)) => Codes::Gptq(Compensation {
+            (_, _, Some(moments)) if recipe.needs().covers(Needs::SECOND_MOMENTS) => Codes::Gptq(Compensation {
                 moments,
                 rounding: recipe.moves(),
                 damp: recipe.damp,
@@ -175,7 +175,7 @@ impl Production<'_> {
             read: &read,
             output: self.output,
             record: recipe.clone().unmixed().to_record(orders_given).to_string(),
-            rounding: if matches!(codes, Codes::Gptq(_)) { mixed_losses::GPTQ } else { 1.0 },
+            rounding: if recipe.feeds_back() && matches!(codes, Codes::Gptq(_)) { mixed_losses::GPTQ } else { 1.0 },
             run: evidence.run,
         };
         let Choices { plan, types, act_aware } = mixed.choose(plan, &prepared.groups)?;

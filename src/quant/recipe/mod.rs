@@ -265,9 +265,15 @@ impl Recipe {
         }
     }
 
-    /// The moves of GPTQ.
+    /// Whether codes are chosen with error feedback.
+    pub fn feeds_back(&self) -> bool {
+        matches!(self.rounding, RoundingRule::Gptq | RoundingRule::Gptaq)
+    }
+
+    /// The moves by second moments: those of GPTQ, or none where only the encoder uses them.
     pub fn moves(&self) -> Rounding {
-        Rounding { feedback: true, descents: self.refine, refit: self.refine > 0 }
+        let descents = if self.feeds_back() { self.refine } else { 0 };
+        Rounding { feedback: self.feeds_back(), descents, refit: descents > 0 }
     }
 
     /// The steps, in the order in which they are taken.

@@ -1,6 +1,7 @@
 //! Reads recipe files: TOML, in which every key and every value is checked. What is wrong is told with its line, its key and what is allowed.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::path::Path;
 
 use serde::de::{Error, Unexpected, Visitor};
@@ -88,21 +89,15 @@ impl Serialize for Memory {
 
 impl<'de> Deserialize<'de> for Memory {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(Size)
+        quoted(deserializer)
     }
 }
 
-struct Size;
+impl Quoted for Memory {
+    const EXPECTED: &'static str = "a size in quotes, for instance \"4G\" or \"512MiB\"";
 
-impl Visitor<'_> for Size {
-    type Value = Memory;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a size in quotes, for instance \"4G\" or \"512MiB\"")
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<Memory, E> {
-        parse_bytes(text).map(Memory).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+    fn read(text: &str) -> Option<Self> {
+        parse_bytes(text).map(Self)
     }
 }
 
@@ -127,27 +122,43 @@ impl Serialize for TypeOrAuto {
 
 impl<'de> Deserialize<'de> for TypeOrAuto {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(TypeName)
+        quoted(deserializer)
     }
 }
 
-struct TypeName;
+impl Quoted for TypeOrAuto {
+    const EXPECTED: &'static str = "`auto` or a tensor type, for instance \"q6_k\"";
 
-impl Visitor<'_> for TypeName {
-    type Value = TypeOrAuto;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("`auto` or a tensor type, for instance \"q6_k\"")
+    fn read(text: &str) -> Option<Self> {
+        if text == "auto" { Some(Self(None)) } else { text.parse().ok().map(|ty| Self(Some(ty))) }
     }
+}
 
-    fn visit_str<E: Error>(self, text: &str) -> Result<TypeOrAuto, E> {
-        match text {
-            "auto" => Ok(TypeOrAuto(None)),
-            name => {
-                name.parse().map(|ty| TypeOrAuto(Some(ty))).map_err(|_| E::invalid_value(Unexpected::Str(name), &self))
-            }
+/// A value that stands in quotes.
+trait Quoted: Sized {
+    /// What it may be, for messages.
+    const EXPECTED: &'static str;
+
+    /// Reads what is in the quotes.
+    fn read(text: &str) -> Option<Self>;
+}
+
+fn quoted<'de, T: Quoted, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    struct Text<T>(PhantomData<T>);
+
+    impl<T: Quoted> Visitor<'_> for Text<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(T::EXPECTED)
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+            T::read(text).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
         }
     }
+
+    deserializer.deserialize_str(Text(PhantomData))
 }
 
 /// Reads a whole number from `LEAST` to `MOST`.

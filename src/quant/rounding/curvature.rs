@@ -141,6 +141,11 @@ impl Curvature {
         self.damping
     }
 
+    /// The mean square of what each column is multiplied with: the diagonal of H, damping included.
+    pub fn importance(&self) -> Vec<f32> {
+        (0..self.columns).map(|i| self.hessian.at(i, i)).collect()
+    }
+
     /// The columns in the order in which feedback rounds them.
     pub(super) fn order(&self) -> &[u32] {
         &self.order

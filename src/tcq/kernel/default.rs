@@ -7,17 +7,18 @@ use half::f16;
 use super::super::arch::Lanes;
 use super::super::block::{CODE_SCALE, GROUP, GROUPS};
 use super::draft::{Draft, Stored, by_row, codes, loss, pack_codes, place_codes, to_halves};
+use super::importance::{Importance, OfGroup};
 use super::round_even;
 use super::search::{Grid, search};
 use super::turned::{Turned, row_max, row_sum, vectors};
 
 /// Quantises the rotated values of a tile.
 #[inline(always)]
-pub(in crate::tcq) fn draft<V: Lanes>(values: &Turned) -> Draft {
+pub(in crate::tcq) fn draft<V: Lanes>(values: &Turned, importance: &impl Importance) -> Draft {
     let none = Grid { step: V::splat(0.0), offset: V::splat(0.0) };
     let mut grids = [none; GROUPS];
     for (vector, grid) in grids.iter_mut().enumerate().take(vectors::<V>()) {
-        *grid = search(&values.load_group(vector));
+        *grid = search(&values.load_group(vector), &OfGroup::new(importance, vector));
     }
     let mut excesses = [V::splat(0.0); GROUPS];
     for (excess, grid) in excesses.iter_mut().zip(&grids) {
@@ -37,7 +38,7 @@ pub(in crate::tcq) fn draft<V: Lanes>(values: &Turned) -> Draft {
     let mut errors = [V::splat(0.0); GROUPS];
     for vector in 0..vectors::<V>() {
         let values = values.load_group(vector);
-        let settled = settle(&values, grids[vector], scale, zero);
+        let settled = settle(&values, &OfGroup::new(importance, vector), grids[vector], scale, zero);
         place_codes(&mut draft.tile.scale_code, vector, settled.scale_code);
         place_codes(&mut draft.tile.zero_code, vector, settled.zero_code);
         let (step, offset) = (scale.coded(settled.scale_code), zero.coded(settled.zero_code));
@@ -70,15 +71,21 @@ impl<V: Lanes> Settled<V> {
 
 /// Finds the codes of a grid: the nearest and their neighbours are tried.
 #[inline(always)]
-fn settle<V: Lanes>(values: &[V; GROUP], grid: Grid<V>, scale: Stored<V>, zero: Stored<V>) -> Settled<V> {
+fn settle<V: Lanes>(
+    values: &[V; GROUP],
+    importance: &OfGroup<'_, impl Importance>,
+    grid: Grid<V>,
+    scale: Stored<V>,
+    zero: Stored<V>,
+) -> Settled<V> {
+    let loss = |scale_code, zero_code| loss(values, importance, scale.coded(scale_code), zero.coded(zero_code));
     let scale_code = clamp_code(round_even(clamp_code(grid.step.mul(scale.to_code))));
     let zero_code = clamp_code(round_even(clamp_code(grid.offset.mul(zero.to_code))));
-    let mut best =
-        Settled { scale_code, zero_code, error_sq: loss(values, scale.coded(scale_code), zero.coded(zero_code)) };
+    let mut best = Settled { scale_code, zero_code, error_sq: loss(scale_code, zero_code) };
     for (scale_move, zero_move) in [(1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0)] {
         let scale_code = clamp_code(scale_code.add(V::splat(scale_move)));
         let zero_code = clamp_code(zero_code.add(V::splat(zero_move)));
-        let error_sq = loss(values, scale.coded(scale_code), zero.coded(zero_code));
+        let error_sq = loss(scale_code, zero_code);
         best = best.or_better(Settled { scale_code, zero_code, error_sq });
     }
     best

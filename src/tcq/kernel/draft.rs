@@ -7,6 +7,7 @@ use half::f16;
 
 use super::super::arch::Lanes;
 use super::super::block::{CODE_SCALE, GROUP, GROUPS, TILE_ROWS, Tile, codes_at};
+use super::importance::{Importance, OfGroup};
 use super::turned::{Turned, group_of, vectors};
 use super::{invert, round_code};
 
@@ -14,7 +15,7 @@ use super::{invert, round_code};
 pub(in crate::tcq) struct Draft {
     /// The tile.
     pub(in crate::tcq) tile: Tile,
-    /// The squared error of each row, from the values as they will be decoded.
+    /// The squared error of each row, from the values as they will be decoded, columns counting by their importance.
     pub(in crate::tcq) error_sq: [f32; TILE_ROWS],
 }
 
@@ -133,14 +134,15 @@ pub(in crate::tcq) fn sum_of_squares<V: Lanes>(values: &Turned) -> [f32; TILE_RO
     by_row(super::turned::row_sum(&sums))
 }
 
-/// Codes a group with a step and an offset, and measures what is lost: the squared error.
+/// Codes a group with a step and an offset, and measures what is lost: the squared error, columns counting by their importance.
 #[inline(always)]
-pub(super) fn loss<V: Lanes>(values: &[V; GROUP], step: V, offset: V) -> V {
+pub(super) fn loss<V: Lanes>(values: &[V; GROUP], importance: &OfGroup<'_, impl Importance>, step: V, offset: V) -> V {
     let inverse = invert(step);
+    let error = |k: usize| importance.weigh(k, squared_error(values[k], inverse, step, offset));
     let (mut even, mut odd) = (V::splat(0.0), V::splat(0.0));
-    for [first, second] in values.as_chunks::<2>().0 {
-        even = even.add(squared_error(*first, inverse, step, offset));
-        odd = odd.add(squared_error(*second, inverse, step, offset));
+    for k in (0..GROUP).step_by(2) {
+        even = even.add(error(k));
+        odd = odd.add(error(k + 1));
     }
     even.add(odd)
 }

@@ -5,6 +5,7 @@
 pub(super) mod decode;
 pub(super) mod default;
 pub(super) mod draft;
+pub(super) mod importance;
 pub(super) mod parity;
 pub(super) mod search;
 pub(super) mod turned;

@@ -1,4 +1,4 @@
-//! The quantiser of llama.cpp-rrs, operation for operation, with the error that it leaves.
+//! The quantiser of llama.cpp-rrs, operation for operation, with the error that it leaves. Importance changes only how that is added up.
 //!
 //! Its weak spots are kept: an empty group counts as one of scale 1, and codes come from the scale before it is rounded to fp16 and int8.
 
@@ -7,6 +7,7 @@ use half::f16;
 use super::super::arch::Lanes;
 use super::super::block::{CODE_SCALE, GROUP, GROUPS, Tile};
 use super::draft::{Draft, by_row, pack_codes, place_codes, to_halves};
+use super::importance::{Importance, OfGroup};
 use super::round_away;
 use super::turned::{Turned, row_max, row_sum, vectors};
 
@@ -15,7 +16,7 @@ pub(in crate::tcq) const EMPTY_SCALE: f32 = 1e-10;
 
 /// Quantises the rotated values of a tile.
 #[inline(always)]
-pub(in crate::tcq) fn draft<V: Lanes>(values: &Turned) -> Draft {
+pub(in crate::tcq) fn draft<V: Lanes>(values: &Turned, importance: &impl Importance) -> Draft {
     let mut draft = Draft::zeroed();
     let mut scales = [V::splat(1.0); GROUPS];
     for (vector, scale) in scales.iter_mut().enumerate().take(vectors::<V>()) {
@@ -30,7 +31,7 @@ pub(in crate::tcq) fn draft<V: Lanes>(values: &Turned) -> Draft {
         let code = round_away(scale.div(largest).mul(V::splat(CODE_SCALE))).min(V::splat(CODE_SCALE));
         place_codes(&mut draft.tile.scale_code, vector, code);
         let step = stored.mul(code).div(V::splat(CODE_SCALE));
-        errors[vector] = code_group(&mut draft.tile, vector, values, scale, step);
+        errors[vector] = code_group(&mut draft.tile, values, &OfGroup::new(importance, vector), vector, scale, step);
     }
     draft.error_sq = by_row(row_sum(&errors));
     draft
@@ -49,15 +50,22 @@ fn group_scale<V: Lanes>(values: &[V; GROUP]) -> V {
 
 /// Codes a group with its own scale and measures the error that decoding with `step` leaves.
 #[inline(always)]
-fn code_group<V: Lanes>(tile: &mut Tile, vector: usize, values: &Turned, scale: V, step: V) -> V {
+fn code_group<V: Lanes>(
+    tile: &mut Tile,
+    values: &Turned,
+    importance: &OfGroup<'_, impl Importance>,
+    vector: usize,
+    scale: V,
+    step: V,
+) -> V {
     let inverse = V::splat(1.0).div(scale);
     let mut error_sq = V::splat(0.0);
     let mut codes = values.load_group::<V>(vector);
-    for code in &mut codes {
+    for (k, code) in codes.iter_mut().enumerate() {
         let value = *code;
         *code = round_away(value.mul(inverse)).max(V::splat(-8.0)).min(V::splat(7.0));
         let error = value.sub(step.mul(*code));
-        error_sq = error_sq.add(error.mul(error));
+        error_sq = error_sq.add(importance.weigh(k, error.mul(error)));
     }
     pack_codes(tile, vector, &codes);
     error_sq

@@ -1,10 +1,11 @@
-//! Finds the step and the offset that code a group of 32 values with the least squared error.
+//! Finds the step and the offset that code a group of 32 values with the least squared error, columns counting by their importance.
 //!
 //! Windows of several widths and places over the range of the values are tried, judged by what remains after a least-squares fit of step
 //! and offset to the codes; the best is then refined by trying its neighbours, nearer ones each round. How the pair is stored comes later.
 
 use super::super::arch::Lanes;
 use super::super::block::GROUP;
+use super::importance::{Importance, OfGroup};
 use super::{invert, round_code};
 
 /// A way to code a group: `step * q + offset`.
@@ -39,7 +40,7 @@ impl<V: Lanes> Grid<V> {
     }
 }
 
-/// What is added up over the codes of a group.
+/// What is added up over the codes of a group, each as often as its column counts.
 #[derive(Clone, Copy)]
 struct Sums<V> {
     code: V,
@@ -55,16 +56,28 @@ impl<V: Lanes> Sums<V> {
         Self { code: zero, code_sq: zero, product: zero }
     }
 
-    /// Codes a value and adds it.
+    /// Codes the value of column `k` and adds it.
     #[inline(always)]
-    fn with(self, value: V, inverse: V, shift: V) -> Self {
+    fn with<I: Importance>(self, group: &Centred<'_, V, I>, k: usize, inverse: V, shift: V) -> Self {
+        let value = group.values[k];
         let code = round_code(value.mul(inverse).add(shift));
+        let weighed = group.importance.weigh(k, code);
         Self {
-            code: self.code.add(code),
-            code_sq: self.code_sq.add(code.mul(code)),
-            product: self.product.add(code.mul(value)),
+            code: self.code.add(weighed),
+            code_sq: self.code_sq.add(weighed.mul(code)),
+            product: self.product.add(weighed.mul(value)),
         }
     }
+}
+
+/// The values of a group around their mean.
+struct Centred<'a, V, I> {
+    values: [V; GROUP],
+    importance: &'a OfGroup<'a, I>,
+    /// The importance of all columns.
+    total: V,
+    /// 1 / `total`.
+    share: V,
 }
 
 /// The codes of a group seen through their sums.
@@ -81,24 +94,25 @@ struct Fit<V> {
 impl<V: Lanes> Fit<V> {
     /// Codes centred values with `inverse` step and `shift`, and fits.
     #[inline(always)]
-    fn new(centred: &[V; GROUP], inverse: V, shift: V) -> Self {
+    fn new<I: Importance>(centred: &Centred<'_, V, I>, inverse: V, shift: V) -> Self {
         let (mut even, mut odd) = (Sums::zero(), Sums::zero());
-        for [first, second] in centred.as_chunks::<2>().0 {
-            even = even.with(*first, inverse, shift);
-            odd = odd.with(*second, inverse, shift);
+        for k in (0..GROUP).step_by(2) {
+            even = even.with(centred, k, inverse, shift);
+            odd = odd.with(centred, k + 1, inverse, shift);
         }
-        let mean_code = even.code.add(odd.code).mul(V::splat(1.0 / GROUP as f32));
+        let mean_code = even.code.add(odd.code).mul(centred.share);
         let sum_sq = even.code_sq.add(odd.code_sq);
         let product = even.product.add(odd.product);
-        // The spread of integers that are not all equal is at least 31/32.
-        let spread = sum_sq.sub(mean_code.mul(mean_code).mul(V::splat(GROUP as f32))).max(V::splat(0.5));
+        // The spread of integers that are not all equal is at least 31/32 where all count alike.
+        let least = centred.total.mul(V::splat(1.0 / 64.0));
+        let spread = sum_sq.sub(mean_code.mul(mean_code).mul(centred.total)).max(least);
         let step = product.div(spread);
         Self { step, mean_code, gain: step.mul(product) }
     }
 
     /// Codes centred values that begin at `start` and have a range of 1 / `unit`, with so many codes cut off below and above, and fits.
     #[inline(always)]
-    fn window(centred: &[V; GROUP], start: V, unit: V, below: f32, above: f32) -> Self {
+    fn window<I: Importance>(centred: &Centred<'_, V, I>, start: V, unit: V, below: f32, above: f32) -> Self {
         let inverse = unit.mul(V::splat(15.0 + below + above));
         Self::new(centred, inverse, V::splat(-8.0 - below).sub(start.mul(inverse)))
     }
@@ -121,7 +135,7 @@ impl<V: Lanes> Fit<V> {
 
     /// Codes with the fitted step and offset, and with neighbours of these `reach` moves away, and fits again.
     #[inline(always)]
-    fn refined(self, centred: &[V; GROUP], reach: f32) -> Self {
+    fn refined<I: Importance>(self, centred: &Centred<'_, V, I>, reach: f32) -> Self {
         let inverse = invert(self.step);
         let mut best = self.or_better(Self::new(centred, inverse, self.mean_code));
         for (stretch, shift) in MOVES {
@@ -162,11 +176,13 @@ const CONSTANT: f32 = 1e-6;
 
 /// Finds a good grid for a group.
 #[inline(always)]
-pub(super) fn search<V: Lanes>(values: &[V; GROUP]) -> Grid<V> {
+pub(super) fn search<V: Lanes>(values: &[V; GROUP], importance: &OfGroup<'_, impl Importance>) -> Grid<V> {
     let zero = V::splat(0.0);
-    let (low, high, mean) = summary(values);
-    let mut centred = *values;
-    for value in &mut centred {
+    let total = importance.total();
+    let share = V::splat(1.0).div(total);
+    let (low, high, mean) = summary(values, importance, share);
+    let mut centred = Centred { values: *values, importance, total, share };
+    for value in &mut centred.values {
         *value = value.sub(mean);
     }
     // Without offset, the extreme on code -8.
@@ -193,13 +209,13 @@ pub(super) fn search<V: Lanes>(values: &[V; GROUP]) -> Grid<V> {
 
 /// The smallest value, the largest and the mean.
 #[inline(always)]
-fn summary<V: Lanes>(values: &[V; GROUP]) -> (V, V, V) {
+fn summary<V: Lanes>(values: &[V; GROUP], importance: &OfGroup<'_, impl Importance>, share: V) -> (V, V, V) {
     let (mut low, mut high) = (values[0], values[0]);
     let mut sum = V::splat(0.0);
-    for value in values {
+    for (k, value) in values.iter().enumerate() {
         low = low.min(*value);
         high = high.max(*value);
-        sum = sum.add(*value);
+        sum = sum.add(importance.weigh(k, *value));
     }
-    (low, high, sum.mul(V::splat(1.0 / GROUP as f32)))
+    (low, high, sum.mul(share))
 }
