@@ -181,6 +181,7 @@ CHANGES = {
     # not hostile
     "no-perms": lambda m: without(m, ".perm"),
     "reorder-off": lambda m: m.set("tcq4.reorder.enabled", BOOL, "<?", False),
+    "no-marks": lambda m: without(m, ".activations"),
     "mark-int8": lambda m: [m.set_text(f"tcq4.{t.name}.activations", "int8") for t in m.tensors if t.kind == TCQ4],
     "mark-int4": lambda m: [m.set_text(f"tcq4.{t.name}.activations", "int4-fork") for t in m.tensors if t.kind == TCQ4],
     # hostile
