@@ -442,7 +442,7 @@ TCQ4_AVX512 void round_chunk(enum tcq4_act_path path, const float * x, tcq4_act_
 
 int available(void) {
 #if defined(__GNUC__)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+    return tcq4_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 #elif defined(__AVX512VNNI__)
     return 1;

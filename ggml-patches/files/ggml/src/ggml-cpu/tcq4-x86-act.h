@@ -1,4 +1,4 @@
-// Rounding of 256 rotated values with AVX2, for every set of x86 kernels; bit for bit as tcq4_act_round_scalar.
+// What every set of x86 kernels uses: rounding of 256 rotated values with AVX2, bit for bit as tcq4_act_round_scalar.
 //
 // Maxima and sums are taken for all 8 groups side by side, by transposing instead of reducing each.
 
@@ -13,6 +13,17 @@
 #else
 #define TCQ4_AVX2_INLINE static __forceinline
 #endif
+
+// Whether the CPU has what every set of x86 kernels needs; without a way to ask, whether the compiler assumes it.
+static inline int tcq4_has_avx2(void) {
+#if defined(__GNUC__)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); // whoever has AVX2 has F16C
+#elif defined(__AVX2__)
+    return 1;
+#else
+    return 0;
+#endif
+}
 
 // Lane g is the largest lane of v[g], compared as integers.
 TCQ4_AVX2_INLINE __m256i tcq4_largest_of_each(const __m256i * v) {
