@@ -153,7 +153,7 @@ models "sequences in one batch and alone, with experts" batch 1e-4 "$work/moe.gg
 "$bin/llama-gguf-split" --split --split-max-tensors 10 "$work/tiny.gguf" "$work/split" >"$work/log" 2>&1 || tail -n 5 "$work/log"
 models "ways to load" load "$work/tiny.gguf" "$work/split-00001-of-00004.gguf"
 
-for change in reorder-off no-perms mark-int8 mark-int4; do
+for change in reorder-off no-perms mark-int8 mark-int4 mark-k mark-kv; do
   make_gguf $change "$work/tiny.gguf" "$work/$change.gguf"
 done
 models "tcq4.reorder.enabled = false is as no permutations" same "$work/reorder-off.gguf" "$work/no-perms.gguf"
@@ -163,6 +163,9 @@ models "marks do nothing with INT8 activations" same "$work/mark-int8.gguf" "$wo
 export GGML_TCQ4_ACT=int4-g32
 models "tensors marked for INT8 have it" near 2e-4 "$work/mark-int8.gguf" "$work/tiny-back.gguf"
 models "and others INT4" differ "$work/mark-int8.gguf" "$work/tiny.gguf"
+models "an input is rounded anew for a marked tensor" differ "$work/mark-k.gguf" "$work/tiny.gguf"
+models "and for the next one without a mark" differ "$work/mark-k.gguf" "$work/mark-kv.gguf"
+models "saving keeps permutations and marks" save "$work/mark-k.gguf" "$work/saved.gguf"
 models "marks for INT4 leave the path to the user" same "$work/mark-int4.gguf" "$work/tiny.gguf"
 GGML_TCQ4_IGNORE_MARKS=1 models "GGML_TCQ4_IGNORE_MARKS" same "$work/mark-int8.gguf" "$work/tiny.gguf"
 "$tcq4" --quiet convert "$fixture" -o "$work/aware.gguf" -n 16 --activations int4-group32 --act-aware

@@ -4,6 +4,7 @@
 //        check_models same A.gguf B.gguf                         bit for bit
 //        check_models differ A.gguf B.gguf                       not so
 //        check_models load FILE.gguf SPLIT.gguf                  read, mapped, by direct I/O and split: the same bit for bit
+//        check_models save A.gguf OUT.gguf                       saved by libllama and loaded again: the same bit for bit
 //        check_models turns A.gguf B.gguf                        two models used in turns give what each gives alone, bit for bit
 //        check_models batch TOLERANCE A.gguf                     sequences in one batch give what each gives alone
 //        check_models refuse WORDS FILE.gguf...                  none can be loaded, with its data checked; each message matches the expression WORDS
@@ -195,6 +196,12 @@ static bool load(const char * file, const char * split) {
     return read && direct && parts;
 }
 
+static bool save(const char * file, const char * out) {
+    model_ptr model = need(file);
+    llama_model_save_to_file(model.get(), out);
+    return is_same(logits_of(need(out).get()), logits_of(model.get()));
+}
+
 static bool turns(const char * a, const char * b) {
     const char * const files[] = { a, b };
     floats alone[2];
@@ -258,6 +265,8 @@ int main(int argc, char ** argv) {
         good = is_same(logits_of(need(argv[2]).get()), logits_of(need(argv[3]).get())) == (command == "same");
     } else if (command == "load" && argc == 4) {
         good = load(argv[2], argv[3]);
+    } else if (command == "save" && argc == 4) {
+        good = save(argv[2], argv[3]);
     } else if (command == "turns" && argc == 4) {
         good = turns(argv[2], argv[3]);
     } else if (command == "batch" && argc == 4) {

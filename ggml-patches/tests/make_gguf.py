@@ -169,6 +169,12 @@ def with_scale(model):
     t.data = t.data[:1024] + struct.pack("<H", 0x7C00) + t.data[1026:]  # S[0] of the first tile
 
 
+def mark(model, *parts, path="int8"):
+    for t in model.tensors:
+        if t.kind == TCQ4 and any(part in t.name for part in parts):
+            model.set_text(f"tcq4.{t.name}.activations", path)
+
+
 def without(model, suffix):
     model.keys = {name: value for name, value in model.keys.items() if not (name.startswith("tcq4.") and name.endswith(suffix))}
 
@@ -182,8 +188,10 @@ CHANGES = {
     "no-perms": lambda m: without(m, ".perm"),
     "reorder-off": lambda m: m.set("tcq4.reorder.enabled", BOOL, "<?", False),
     "no-marks": lambda m: without(m, ".activations"),
-    "mark-int8": lambda m: [m.set_text(f"tcq4.{t.name}.activations", "int8") for t in m.tensors if t.kind == TCQ4],
-    "mark-int4": lambda m: [m.set_text(f"tcq4.{t.name}.activations", "int4-fork") for t in m.tensors if t.kind == TCQ4],
+    "mark-int8": lambda m: mark(m, ""),
+    "mark-k": lambda m: mark(m, ".attn_k."),
+    "mark-kv": lambda m: mark(m, ".attn_k.", ".attn_v."),
+    "mark-int4": lambda m: mark(m, "", path="int4-fork"),
     # hostile
     "perm-short": lambda m: perm(m, entries(m)[:-1]),
     "perm-twice": with_twice,

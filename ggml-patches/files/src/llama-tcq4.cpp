@@ -24,8 +24,8 @@ static const char * const ACTS_SUFFIX = ".activations";
 
 static const uint32_t VERSION = 1;
 
-static std::string perm_key(const std::string & tensor) {
-    return KEY_PREFIX + tensor + PERM_SUFFIX;
+static std::string tensor_key(const std::string & tensor, const char * suffix) {
+    return KEY_PREFIX + tensor + suffix;
 }
 
 static bool starts_with(std::string_view text, std::string_view start) {
@@ -161,7 +161,7 @@ static ggml_backend_buffer_type_t perm_buft(ggml_backend_buffer_type_t weight_bu
     return dev && !ggml_backend_buft_is_host(weight_buft) ? ggml_backend_dev_buffer_type(dev) : weight_buft;
 }
 
-void llama_tcq4_load(llama_model_loader & ml, llama_split_mode split_mode, llama_ctxs_bufs & ctxs_bufs, llama_tcq4_precs & precs) {
+void llama_tcq4_load(llama_model_loader & ml, llama_split_mode split_mode, llama_ctxs_bufs & ctxs_bufs) {
     const llama_tcq4_perms      perms = read_perms(ml);
     const std::set<std::string> marks = read_marks(ml);
 
@@ -178,7 +178,7 @@ void llama_tcq4_load(llama_model_loader & ml, llama_split_mode split_mode, llama
                 throw std::runtime_error(format("tensors of type %s cannot be split among devices", ggml_type_name(cur->type)));
             }
             if (marks.count(ggml_get_name(cur))) {
-                precs[cur] = GGML_PREC_Q8;
+                ggml_tcq4_set_prec(cur, GGML_PREC_Q8);
             }
             const auto it = perms.find(ggml_get_name(cur));
             if (it != perms.end()) {
@@ -234,10 +234,14 @@ void llama_tcq4_load(llama_model_loader & ml, llama_split_mode split_mode, llama
 }
 
 static void write_perm(gguf_context * ctx, const std::string & tensor, const int32_t * perm, size_t n) {
-    gguf_set_arr_data(ctx, perm_key(tensor).c_str(), GGUF_TYPE_INT32, perm, n);
+    gguf_set_arr_data(ctx, tensor_key(tensor, PERM_SUFFIX).c_str(), GGUF_TYPE_INT32, perm, n);
 }
 
-void llama_tcq4_save_perm(gguf_context * ctx, const ggml_tensor * tensor) {
+void llama_tcq4_save(gguf_context * ctx, const ggml_tensor * tensor) {
+    if (ggml_tcq4_get_prec(tensor) == GGML_PREC_Q8) {
+        gguf_set_val_str(ctx, tensor_key(ggml_get_name(tensor), ACTS_SUFFIX).c_str(), "int8");
+    }
+
     const ggml_tensor * perm = ggml_tcq4_get_perm(tensor);
     if (perm == nullptr) {
         return;

@@ -18,7 +18,6 @@
 
 #include <map>
 #include <string>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -30,18 +29,15 @@ using llama_tcq4_perms = std::map<std::string, std::vector<int32_t>>; // by tens
 // as the model keeps its own tensors
 using llama_ctxs_bufs = std::vector<std::pair<ggml_context_ptr, std::vector<ggml_backend_buffer_ptr>>>;
 
-// by weight: the least precision of its activations, see llama_prec_policy
-using llama_tcq4_precs = std::unordered_map<const ggml_tensor *, ggml_prec>;
-
-// Makes tensors of the permutations in the file, hangs them at the matrices that ml has created, and adds what owns them to ctxs_bufs.
-// Marked matrices get GGML_PREC_Q8, unless GGML_TCQ4_IGNORE_MARKS is set. Throws if a permutation or a mark does not fit its matrix.
-void llama_tcq4_load(llama_model_loader & ml, llama_split_mode split_mode, llama_ctxs_bufs & ctxs_bufs, llama_tcq4_precs & precs);
+// Makes tensors of the permutations in the file, hangs them and the marks at the matrices that ml has created, and adds what owns them to
+// ctxs_bufs. GGML_TCQ4_IGNORE_MARKS in the environment leaves the marks out. Throws if a permutation or a mark does not fit its matrix.
+void llama_tcq4_load(llama_model_loader & ml, llama_split_mode split_mode, llama_ctxs_bufs & ctxs_bufs);
 
 // Whether a key holds a permutation: there are hundreds of them, of thousands of numbers, so nobody wants to see them listed.
 bool llama_tcq4_is_perm_key(const std::string & key);
 
 // Writes the keys of a matrix that is saved as it is.
-void llama_tcq4_save_perm(gguf_context * ctx, const ggml_tensor * tensor);
+void llama_tcq4_save(gguf_context * ctx, const ggml_tensor * tensor);
 
 // The type that llama-quantize gives to a matrix unless it is told otherwise.
 ggml_type llama_tcq4_tensor_type(const ggml_tensor * tensor, bool is_output, bool is_token_embd);

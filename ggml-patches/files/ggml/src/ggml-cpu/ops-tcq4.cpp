@@ -33,11 +33,8 @@ static const int32_t * perm_data(const ggml_tensor * node) {
     return perm ? (const int32_t *) perm->data : nullptr;
 }
 
-// How the activations of a product are rounded: with 8 bits where it must not have less (see ggml_prec_set_src).
 static tcq4_act_path path_of(const ggml_tensor * node) {
-    const int32_t prec = ggml_get_op_params_i32(node, 3);
-
-    return prec == GGML_PREC_UNDEFINED || prec == GGML_PREC_Q4 ? tcq4_act_path_of_env() : TCQ4_ACT_INT8;
+    return ggml_tcq4_allows_int4(node) ? tcq4_act_path_of_env() : TCQ4_ACT_INT8;
 }
 
 static const ggml_tensor * root_of(const ggml_tensor * tensor) {

@@ -34,12 +34,10 @@ static tcq4_act_rule tcq4_rule_of_device(const int cc) {
     return GGML_CUDA_CC_IS_NVIDIA(cc) && cc >= GGML_CUDA_CC_TURING && cc < GGML_CUDA_CC_HOPPER ? TCQ4_RULE_INT4_G32 : TCQ4_RULE_INT8;
 }
 
-// Calls f with the rule of a multiplication as a constant. Weights whose activations must not have 4 bits say so in the node (see ggml_prec_set_src).
+// Calls f with the rule of a multiplication as a constant.
 template <typename F>
 static void tcq4_with_rule(const ggml_backend_cuda_context & ctx, const ggml_tensor * dst, F f) {
-    const int32_t prec = ggml_get_op_params_i32(dst, 3);
-    const bool    any  = prec == GGML_PREC_UNDEFINED || prec == GGML_PREC_Q4;
-    switch (any ? tcq4_rule_of_device(ggml_cuda_info().devices[ctx.device].cc) : TCQ4_RULE_INT8) {
+    switch (ggml_tcq4_allows_int4(dst) ? tcq4_rule_of_device(ggml_cuda_info().devices[ctx.device].cc) : TCQ4_RULE_INT8) {
         case TCQ4_RULE_INT8:      f(std::integral_constant<int, TCQ4_RULE_INT8>());      break;
         case TCQ4_RULE_INT4_G32:  f(std::integral_constant<int, TCQ4_RULE_INT4_G32>());  break;
         case TCQ4_RULE_INT4_G256: f(std::integral_constant<int, TCQ4_RULE_INT4_G256>()); break;
