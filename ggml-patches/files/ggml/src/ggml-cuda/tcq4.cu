@@ -5,6 +5,7 @@
 
 #include "tcq4.cuh"
 #include "mmid.cuh"
+#include "ggml-tcq4.h"
 #if !defined(GGML_USE_HIP) && !defined(GGML_USE_MUSA)
 #include "tcq4_decode.cuh"
 #include "tcq4_mul_mat.cuh"
