@@ -28,17 +28,23 @@ verdict() { # NAME 0|1
   if [[ $2 == 0 ]]; then passed=$((passed + 1)); echo "ok: $1"; else failed=$((failed + 1)); echo "FAILED: $1"; fi
 }
 
+# llama.cpp logs in a thread of its own, whose last lines the end of the program sometimes cuts off: what looks for one runs the program until it is
+# seen, 20 times at most.
+
 native() { # FILE: perplexity by the patched llama-perplexity
-  "$bin/llama-perplexity" -m "$1" -f "$text" -c "$ctx" --chunks "$chunks" -t 2 >"$work/log" 2>&1 || { tail -n 20 "$work/log" >&2; return 1; }
-  sed -n 's/.*Final estimate: PPL = \([0-9.]*\).*/\1/p' "$work/log"
+  for _ in {1..20}; do
+    "$bin/llama-perplexity" -m "$1" -f "$text" -c "$ctx" --chunks "$chunks" -t 2 >"$work/log" 2>&1 || break
+    ! sed -n 's/.*Final estimate: PPL = \([0-9.]*\).*/\1/p' "$work/log" | grep . || return 0
+  done
+  tail -n 20 "$work/log" >&2
+  return 1
 }
 
 simulated() { # FILE PATH: perplexity by tcq4
   "$tcq4" --json eval "$1" -f "$text" --ctx "$ctx" --chunks "$chunks" --simulate "$2" | python3 -c 'import json, sys; print(json.load(sys.stdin)["perplexity"])'
 }
 
-# Whether a command fails, not by a signal, and says why in words that match. llama.cpp logs in a thread of its own, whose last lines an early exit often cuts off, so it is
-# run until they are seen, 20 times at most.
+# Whether a command fails, not by a signal, and says why in words that match.
 refused() { # WORDS COMMAND...
   local words=$1 code
   shift
