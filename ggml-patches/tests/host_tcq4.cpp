@@ -243,15 +243,20 @@ static void check_activations() {
                 }
                 check(scalar.ds[g] == scalar.d[g]*sum && scalar.bias[g] == TCQ4_MAGIC_BITS - 8*sum, "sums of codes", names[p]);
             }
-            // The transform of the transform of x is nearly x, and both are to have the same bits everywhere.
-            std::vector<float> rotated = x;
+            // The transform of the transform of x is nearly x, with its ties and equal extremes, and both are to have the same bits everywhere.
+            std::vector<float> rotated = x, again;
             tcq4_fwht256(rotated.data());
-            tcq4_act_chunk reference;
+            again = rotated;
+            tcq4_fwht256(again.data());
+            tcq4_act_chunk reference, reference_again;
             tcq4_act_round_scalar(path, rotated.data(), &reference);
+            tcq4_act_round_scalar(path, again.data(), &reference_again);
             for_each_kernels([&](const std::string & kernels) {
                 tcq4_act_chunk found;
                 tcq4_quantize_act(path, x.data(), nullptr, 256, 0, 1, &found);
                 check(same_chunk(found, reference), "activation chunk", kernels + " " + names[p]);
+                tcq4_quantize_act(path, rotated.data(), nullptr, 256, 0, 1, &found);
+                check(same_chunk(found, reference_again), "activation chunk of a rotated one", kernels + " " + names[p]);
             });
         }
     }

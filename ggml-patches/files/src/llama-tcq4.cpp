@@ -7,8 +7,10 @@
 #include "ggml-tcq4.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <numeric>
+#include <set>
 #include <stdexcept>
 #include <string_view>
 
@@ -16,12 +18,14 @@ static const char * const KEY_PREFIX  = "tcq4.";
 static const char * const KEY_VERSION = "tcq4.version";
 static const char * const KEY_REORDER = "tcq4.reorder.enabled";
 static const char * const KEY_ENCODER = "tcq4.encoder";
+static const char * const KEY_ACTS    = "tcq4.activations";
 static const char * const PERM_SUFFIX = ".perm";
+static const char * const ACTS_SUFFIX = ".activations";
 
 static const uint32_t VERSION = 1;
 
-static std::string perm_key(const std::string & tensor) {
-    return KEY_PREFIX + tensor + PERM_SUFFIX;
+static std::string tensor_key(const std::string & tensor, const char * suffix) {
+    return KEY_PREFIX + tensor + suffix;
 }
 
 static bool starts_with(std::string_view text, std::string_view start) {
@@ -32,18 +36,39 @@ static bool ends_with(std::string_view text, std::string_view end) {
     return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
 }
 
-// The name of the tensor whose permutation this key holds, or nothing.
-static std::string tensor_of_key(const std::string & key) {
-    const size_t prefix = strlen(KEY_PREFIX);
-    const size_t suffix = strlen(PERM_SUFFIX);
-    if (key.size() <= prefix + suffix || !starts_with(key, KEY_PREFIX) || !ends_with(key, PERM_SUFFIX)) {
+// The name of the tensor that a key with this suffix is about, or nothing.
+static std::string tensor_of_key(const std::string & key, const char * suffix) {
+    const size_t n_prefix = strlen(KEY_PREFIX);
+    const size_t n_suffix = strlen(suffix);
+    if (key.size() <= n_prefix + n_suffix || !starts_with(key, KEY_PREFIX) || !ends_with(key, suffix)) {
         return "";
     }
-    return key.substr(prefix, key.size() - prefix - suffix);
+    return key.substr(n_prefix, key.size() - n_prefix - n_suffix);
 }
 
 bool llama_tcq4_is_perm_key(const std::string & key) {
-    return !tensor_of_key(key).empty();
+    return !tensor_of_key(key, PERM_SUFFIX).empty();
+}
+
+// Calls f(number of the key, tensor) for every key of a tensor with this suffix. Throws if the tensor is not there or not of the type.
+template <typename F>
+static void for_each_tensor_key(const llama_model_loader & ml, const char * suffix, F f) {
+    for (int64_t i = 0; i < gguf_get_n_kv(ml.metadata); ++i) {
+        const std::string key  = gguf_get_key(ml.metadata, i);
+        const std::string name = tensor_of_key(key, suffix);
+        if (name.empty()) {
+            continue;
+        }
+        const auto * weight = ml.get_weight(name.c_str());
+        if (weight == nullptr) {
+            throw std::runtime_error(format("key '%s' is for a tensor that this model does not have", key.c_str()));
+        }
+        if (weight->tensor->type != GGML_TYPE_TCQ4_K32) {
+            throw std::runtime_error(format("key '%s' is for a tensor of type %s, only those of type %s have it",
+                key.c_str(), ggml_type_name(weight->tensor->type), ggml_type_name(GGML_TYPE_TCQ4_K32)));
+        }
+        f(i, weight->tensor);
+    }
 }
 
 static void check_perm(const std::string & tensor, const std::vector<int32_t> & perm, int64_t n_columns) {
@@ -73,30 +98,61 @@ static llama_tcq4_perms read_perms(llama_model_loader & ml) {
         return perms;
     }
 
-    for (int i = 0; i < (int) gguf_get_n_kv(ml.metadata); ++i) {
-        const std::string key  = gguf_get_key(ml.metadata, i);
-        const std::string name = tensor_of_key(key);
-        if (name.empty()) {
-            continue;
-        }
+    for_each_tensor_key(ml, PERM_SUFFIX, [&](int64_t i, const ggml_tensor * tensor) {
         if (gguf_get_kv_type(ml.metadata, i) != GGUF_TYPE_ARRAY || gguf_get_arr_type(ml.metadata, i) != GGUF_TYPE_INT32) {
-            throw std::runtime_error(format("key '%s' is not an array of 32-bit integers", key.c_str()));
-        }
-        const auto * weight = ml.get_weight(name.c_str());
-        if (weight == nullptr) {
-            throw std::runtime_error(format("key '%s' is for a tensor that this model does not have", key.c_str()));
-        }
-        if (weight->tensor->type != GGML_TYPE_TCQ4_K32) {
-            throw std::runtime_error(format("key '%s' is for a tensor of type %s, which cannot be permuted",
-                key.c_str(), ggml_type_name(weight->tensor->type)));
+            throw std::runtime_error(format("key '%s' is not an array of 32-bit integers", gguf_get_key(ml.metadata, i)));
         }
         const auto * data = (const int32_t *) gguf_get_arr_data(ml.metadata, i);
-        auto & perm = perms[name];
+        auto & perm = perms[ggml_get_name(tensor)];
         perm.assign(data, data + gguf_get_arr_n(ml.metadata, i));
-        check_perm(name, perm, weight->tensor->ne[0]);
-    }
+        check_perm(ggml_get_name(tensor), perm, tensor->ne[0]);
+    });
 
     return perms;
+}
+
+// Whether a path of activations, as the keys name it, is an INT4 one.
+static bool is_int4_path(const gguf_context * metadata, int64_t i) {
+    static const std::map<std::string, bool> PATHS = {
+        { "none", false }, { "int8", false }, { "int4", true }, { "int4-group32", true }, { "int4-fork", true },
+    };
+
+    const char * key = gguf_get_key(metadata, i);
+    if (gguf_get_kv_type(metadata, i) != GGUF_TYPE_STRING) {
+        throw std::runtime_error(format("key '%s' is not a string", key));
+    }
+    const char * name = gguf_get_val_str(metadata, i);
+    const auto   path = PATHS.find(name);
+    if (path == PATHS.end()) {
+        throw std::runtime_error(format("key '%s' is '%s', which is no path of activations: none, int8, int4, int4-group32, int4-fork", key, name));
+    }
+    return path->second;
+}
+
+// The names of the tensors that must not have INT4 activations.
+static std::set<std::string> read_marks(const llama_model_loader & ml) {
+    // what the marks were chosen for; which path the others take is for whoever runs the model to say
+    const int64_t kid = gguf_find_key(ml.metadata, KEY_ACTS);
+    if (kid >= 0) {
+        is_int4_path(ml.metadata, kid);
+    }
+
+    std::set<std::string> marked;
+    for_each_tensor_key(ml, ACTS_SUFFIX, [&](int64_t i, const ggml_tensor * tensor) {
+        if (!is_int4_path(ml.metadata, i)) {
+            marked.insert(ggml_get_name(tensor));
+        }
+    });
+
+    const char * ignore = getenv("GGML_TCQ4_IGNORE_MARKS");
+    if (ignore && *ignore && strcmp(ignore, "0") != 0) {
+        LLAMA_LOG_INFO("%s: %zu tensors are marked for INT8 activations, which is ignored\n", __func__, marked.size());
+        return {};
+    }
+    if (!marked.empty()) {
+        LLAMA_LOG_INFO("%s: %zu tensors have INT8 activations where others have INT4\n", __func__, marked.size());
+    }
+    return marked;
 }
 
 // A matrix can be cut up among devices; its permutation goes to the first of them in one piece.
@@ -105,8 +161,9 @@ static ggml_backend_buffer_type_t perm_buft(ggml_backend_buffer_type_t weight_bu
     return dev && !ggml_backend_buft_is_host(weight_buft) ? ggml_backend_dev_buffer_type(dev) : weight_buft;
 }
 
-void llama_tcq4_load_perms(llama_model_loader & ml, llama_split_mode split_mode, llama_ctxs_bufs & ctxs_bufs) {
-    const llama_tcq4_perms perms = read_perms(ml);
+void llama_tcq4_load(llama_model_loader & ml, llama_split_mode split_mode, llama_ctxs_bufs & ctxs_bufs) {
+    const llama_tcq4_perms      perms = read_perms(ml);
+    const std::set<std::string> marks = read_marks(ml);
 
     // Tensors that read the same input have equal permutations. They share one object where they share a buffer type: backends then see
     // that their inputs are permuted alike.
@@ -119,6 +176,9 @@ void llama_tcq4_load_perms(llama_model_loader & ml, llama_split_mode split_mode,
             }
             if (split_mode == LLAMA_SPLIT_MODE_TENSOR) {
                 throw std::runtime_error(format("tensors of type %s cannot be split among devices", ggml_type_name(cur->type)));
+            }
+            if (marks.count(ggml_get_name(cur))) {
+                ggml_tcq4_set_prec(cur, GGML_PREC_Q8);
             }
             const auto it = perms.find(ggml_get_name(cur));
             if (it != perms.end()) {
@@ -174,10 +234,14 @@ void llama_tcq4_load_perms(llama_model_loader & ml, llama_split_mode split_mode,
 }
 
 static void write_perm(gguf_context * ctx, const std::string & tensor, const int32_t * perm, size_t n) {
-    gguf_set_arr_data(ctx, perm_key(tensor).c_str(), GGUF_TYPE_INT32, perm, n);
+    gguf_set_arr_data(ctx, tensor_key(tensor, PERM_SUFFIX).c_str(), GGUF_TYPE_INT32, perm, n);
 }
 
-void llama_tcq4_save_perm(gguf_context * ctx, const ggml_tensor * tensor) {
+void llama_tcq4_save(gguf_context * ctx, const ggml_tensor * tensor) {
+    if (ggml_tcq4_get_prec(tensor) == GGML_PREC_Q8) {
+        gguf_set_val_str(ctx, tensor_key(ggml_get_name(tensor), ACTS_SUFFIX).c_str(), "int8");
+    }
+
     const ggml_tensor * perm = ggml_tcq4_get_perm(tensor);
     if (perm == nullptr) {
         return;

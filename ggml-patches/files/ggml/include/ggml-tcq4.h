@@ -5,7 +5,8 @@
 // refused when it is made.
 //
 // A matrix can have a permutation of its columns, an I32 tensor of ne[0] entries: column i of the data is column perm[i] of the matrix.
-// It hangs at the matrix, so every model, device and copy has its own.
+// It hangs at the matrix, so every model, device and copy has its own. So does a mark, the least precision that activations of the matrix may
+// be rounded to.
 
 #pragma once
 
@@ -29,6 +30,16 @@ GGML_API bool ggml_tcq4_is_involved(const struct ggml_tensor * node);
 // perm lives at least as long as the matrix; NULL takes the permutation away
 GGML_API void                 ggml_tcq4_set_perm(struct ggml_tensor * matrix, struct ggml_tensor * perm);
 GGML_API struct ggml_tensor * ggml_tcq4_get_perm(const struct ggml_tensor * matrix); // of the matrix or of what it is a view of
+
+// GGML_PREC_Q8 keeps the activations of the matrix from being rounded to 4 bits, GGML_PREC_UNDEFINED does not
+GGML_API void           ggml_tcq4_set_prec(struct ggml_tensor * matrix, enum ggml_prec prec);
+GGML_API enum ggml_prec ggml_tcq4_get_prec(const struct ggml_tensor * matrix);
+
+// gives a node what hangs at its src[0]: the permutation as src[i_perm], the mark as ggml_prec_set_src does
+GGML_API void ggml_tcq4_attach(struct ggml_tensor * node, int i_perm);
+
+// whether the activations of a multiplication may be rounded to 4 bits
+GGML_API bool ggml_tcq4_allows_int4(const struct ggml_tensor * node);
 
 // whether perm holds each of 0 .. n-1 once
 GGML_API bool ggml_tcq4_is_bijection(const int32_t * perm, int64_t n);

@@ -47,19 +47,59 @@ bool ggml_tcq4_is_involved(const struct ggml_tensor * node) {
     return false;
 }
 
-void ggml_tcq4_set_perm(struct ggml_tensor * matrix, struct ggml_tensor * perm) {
+static void check_is_leaf(const struct ggml_tensor * matrix) {
     GGML_ASSERT(matrix->type == GGML_TYPE_TCQ4_K32);
     GGML_ASSERT(matrix->op == GGML_OP_NONE && matrix->view_src == NULL);
+}
+
+// the matrix itself where it is a view, or NULL if nothing can hang there
+static const struct ggml_tensor * leaf_of(const struct ggml_tensor * matrix) {
+    const struct ggml_tensor * root = matrix->view_src ? matrix->view_src : matrix;
+
+    return root->type == GGML_TYPE_TCQ4_K32 && root->op == GGML_OP_NONE ? root : NULL;
+}
+
+// A leaf has no other use for its sources and parameters. The mark has the place that it takes in a multiplication.
+#define I_PREC 3
+
+void ggml_tcq4_set_perm(struct ggml_tensor * matrix, struct ggml_tensor * perm) {
+    check_is_leaf(matrix);
     GGML_ASSERT(perm == NULL || (perm->type == GGML_TYPE_I32 && ggml_nelements(perm) == matrix->ne[0] && ggml_is_contiguous(perm)));
 
-    // a matrix is a leaf, which has no other use for its sources
     matrix->src[0] = perm;
 }
 
 struct ggml_tensor * ggml_tcq4_get_perm(const struct ggml_tensor * matrix) {
-    const struct ggml_tensor * root = matrix->view_src ? matrix->view_src : matrix;
+    const struct ggml_tensor * leaf = leaf_of(matrix);
 
-    return root->type == GGML_TYPE_TCQ4_K32 && root->op == GGML_OP_NONE ? root->src[0] : NULL;
+    return leaf ? leaf->src[0] : NULL;
+}
+
+void ggml_tcq4_set_prec(struct ggml_tensor * matrix, enum ggml_prec prec) {
+    check_is_leaf(matrix);
+    GGML_ASSERT(prec == GGML_PREC_UNDEFINED || prec == GGML_PREC_Q8);
+
+    ggml_set_op_params_i32(matrix, I_PREC, prec);
+}
+
+enum ggml_prec ggml_tcq4_get_prec(const struct ggml_tensor * matrix) {
+    const struct ggml_tensor * leaf = leaf_of(matrix);
+
+    return leaf ? (enum ggml_prec) ggml_get_op_params_i32(leaf, I_PREC) : GGML_PREC_UNDEFINED;
+}
+
+void ggml_tcq4_attach(struct ggml_tensor * node, int i_perm) {
+    const enum ggml_prec prec = ggml_tcq4_get_prec(node->src[0]);
+    if (prec != GGML_PREC_UNDEFINED) {
+        ggml_prec_set_src(node, prec, 1); // does nothing for other operations
+    }
+    node->src[i_perm] = ggml_tcq4_get_perm(node->src[0]);
+}
+
+bool ggml_tcq4_allows_int4(const struct ggml_tensor * node) {
+    const int32_t prec = ggml_get_op_params_i32(node, I_PREC);
+
+    return prec == GGML_PREC_UNDEFINED || prec == GGML_PREC_Q4;
 }
 
 bool ggml_tcq4_is_bijection(const int32_t * perm, int64_t n) {

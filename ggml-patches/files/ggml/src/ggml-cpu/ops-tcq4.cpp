@@ -33,6 +33,10 @@ static const int32_t * perm_data(const ggml_tensor * node) {
     return perm ? (const int32_t *) perm->data : nullptr;
 }
 
+static tcq4_act_path path_of(const ggml_tensor * node) {
+    return ggml_tcq4_allows_int4(node) ? tcq4_act_path_of_env() : TCQ4_ACT_INT8;
+}
+
 static const ggml_tensor * root_of(const ggml_tensor * tensor) {
     return tensor->view_src ? tensor->view_src : tensor;
 }
@@ -156,7 +160,7 @@ bool ggml_cpu_tcq4_acts_ready(const ggml_cgraph * cgraph, int i) {
             continue;
         }
         if (is_product(other)) {
-            return is_same_view(other->src[1], node->src[1]) && perm_of(other) == perm_of(node);
+            return is_same_view(other->src[1], node->src[1]) && perm_of(other) == perm_of(node) && path_of(other) == path_of(node);
         }
         const bool is_view = other->op == GGML_OP_RESHAPE || other->op == GGML_OP_VIEW || other->op == GGML_OP_PERMUTE || other->op == GGML_OP_TRANSPOSE;
         if (!leaves_acts_alone(other) || (!is_view && root_of(other) == root_of(node->src[1]))) {
@@ -180,7 +184,7 @@ static void round_acts(const ggml_compute_params * params, const ggml_tensor * n
     const int64_t n_total  = ggml_nrows(src1)*n_chunks;
     const size_t  stride   = tcq4_act_row_size(k);
 
-    const tcq4_act_path path = tcq4_act_path_of_env();
+    const tcq4_act_path path = path_of(node);
     const int32_t     * perm = perm_data(node);
 
     const int64_t end = n_total*(params->ith + 1)/params->nth;

@@ -279,9 +279,5 @@ TCQ4_256 void fwht(float * x, int64_t n_chunks) {
 }
 
 TCQ4_256 void round_chunk(enum tcq4_act_path path, const float * x, tcq4_act_chunk * out) {
-    if (path == TCQ4_ACT_INT8) {
-        tcq4_act_round_int8(x, out);
-    } else {
-        tcq4_act_round_scalar(path, x, out);
-    }
+    tcq4_act_round_avx2(path, x, out);
 }

@@ -33,18 +33,8 @@ TCQ4_256_INLINE __m256i dot_end(__m256i dot, int32_t bias) {
 
 #include "tcq4-avx2-body.h"
 
-int available(void) {
-#if defined(__GNUC__)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); // whoever has AVX2 has F16C
-#elif defined(__AVX2__)
-    return 1;
-#else
-    return 0;
-#endif
-}
-
 } // namespace
 
-const tcq4_kernels tcq4_kernels_avx2 = { "avx2", available, fwht, round_chunk, mul_mat };
+const tcq4_kernels tcq4_kernels_avx2 = { "avx2", tcq4_has_avx2, fwht, round_chunk, mul_mat };
 
 #endif

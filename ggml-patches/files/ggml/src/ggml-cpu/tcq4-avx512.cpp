@@ -437,16 +437,12 @@ TCQ4_AVX512 void fwht(float * x, int64_t n_chunks) {
 }
 
 TCQ4_AVX512 void round_chunk(enum tcq4_act_path path, const float * x, tcq4_act_chunk * out) {
-    if (path == TCQ4_ACT_INT8) {
-        tcq4_act_round_int8(x, out);
-    } else {
-        tcq4_act_round_scalar(path, x, out);
-    }
+    tcq4_act_round_avx2(path, x, out);
 }
 
 int available(void) {
 #if defined(__GNUC__)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+    return tcq4_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 #elif defined(__AVX512VNNI__)
     return 1;

@@ -35,7 +35,7 @@ TCQ4_256_INLINE __m256i dot_end(__m256i dot, int32_t) {
 int available(void) {
 #if defined(__GNUC__)
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0; // not every compiler's __builtin_cpu_supports knows the name
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+    return tcq4_has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
 #elif defined(__AVXVNNI__)
     return 1;
 #else

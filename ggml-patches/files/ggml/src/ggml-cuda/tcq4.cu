@@ -5,17 +5,19 @@
 
 #include "tcq4.cuh"
 #include "mmid.cuh"
+#include "ggml-tcq4.h"
 #if !defined(GGML_USE_HIP) && !defined(GGML_USE_MUSA)
 #include "tcq4_decode.cuh"
 #include "tcq4_mul_mat.cuh"
 
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 
-// How activations are rounded: GGML_TCQ4_ACT, or what the device multiplies fastest.
-static tcq4_act_rule tcq4_rule(const int cc) {
+// How activations are rounded where nothing forbids it: GGML_TCQ4_ACT, or what the device multiplies fastest.
+static tcq4_act_rule tcq4_rule_of_device(const int cc) {
     static const char * name = getenv("GGML_TCQ4_ACT");
-    if (name != nullptr) {
+    if (name != nullptr && *name != '\0') {
         static const struct { const char * name; tcq4_act_rule rule; } rules[] = {
             { "int8",      TCQ4_RULE_INT8      },
             { "int4-g32",  TCQ4_RULE_INT4_G32  },
@@ -31,6 +33,17 @@ static tcq4_act_rule tcq4_rule(const int cc) {
     }
     // INT4 tensor cores exist from Turing to Ada only
     return GGML_CUDA_CC_IS_NVIDIA(cc) && cc >= GGML_CUDA_CC_TURING && cc < GGML_CUDA_CC_HOPPER ? TCQ4_RULE_INT4_G32 : TCQ4_RULE_INT8;
+}
+
+// Calls f with the rule of a multiplication as a constant.
+template <typename F>
+static void tcq4_with_rule(const ggml_backend_cuda_context & ctx, const ggml_tensor * dst, F f) {
+    switch (ggml_tcq4_allows_int4(dst) ? tcq4_rule_of_device(ggml_cuda_info().devices[ctx.device].cc) : TCQ4_RULE_INT8) {
+        case TCQ4_RULE_INT8:      f(std::integral_constant<int, TCQ4_RULE_INT8>());      break;
+        case TCQ4_RULE_INT4_G32:  f(std::integral_constant<int, TCQ4_RULE_INT4_G32>());  break;
+        case TCQ4_RULE_INT4_G256: f(std::integral_constant<int, TCQ4_RULE_INT4_G256>()); break;
+        case TCQ4_RULE_INT4_FORK: f(std::integral_constant<int, TCQ4_RULE_INT4_FORK>()); break;
+    }
 }
 
 // Where the tokens of a multiplication lie.
@@ -226,21 +239,11 @@ static void tcq4_mul_mat_id_as(ggml_backend_cuda_context & ctx, ggml_tensor * ds
 }
 
 void ggml_cuda_tcq4_mul_mat(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
-    switch (tcq4_rule(ggml_cuda_info().devices[ctx.device].cc)) {
-        case TCQ4_RULE_INT8:      tcq4_mul_mat_as<TCQ4_RULE_INT8>     (ctx, dst); break;
-        case TCQ4_RULE_INT4_G32:  tcq4_mul_mat_as<TCQ4_RULE_INT4_G32> (ctx, dst); break;
-        case TCQ4_RULE_INT4_G256: tcq4_mul_mat_as<TCQ4_RULE_INT4_G256>(ctx, dst); break;
-        case TCQ4_RULE_INT4_FORK: tcq4_mul_mat_as<TCQ4_RULE_INT4_FORK>(ctx, dst); break;
-    }
+    tcq4_with_rule(ctx, dst, [&](auto rule) { tcq4_mul_mat_as<decltype(rule)::value>(ctx, dst); });
 }
 
 void ggml_cuda_tcq4_mul_mat_id(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
-    switch (tcq4_rule(ggml_cuda_info().devices[ctx.device].cc)) {
-        case TCQ4_RULE_INT8:      tcq4_mul_mat_id_as<TCQ4_RULE_INT8>     (ctx, dst); break;
-        case TCQ4_RULE_INT4_G32:  tcq4_mul_mat_id_as<TCQ4_RULE_INT4_G32> (ctx, dst); break;
-        case TCQ4_RULE_INT4_G256: tcq4_mul_mat_id_as<TCQ4_RULE_INT4_G256>(ctx, dst); break;
-        case TCQ4_RULE_INT4_FORK: tcq4_mul_mat_id_as<TCQ4_RULE_INT4_FORK>(ctx, dst); break;
-    }
+    tcq4_with_rule(ctx, dst, [&](auto rule) { tcq4_mul_mat_id_as<decltype(rule)::value>(ctx, dst); });
 }
 
 void ggml_cuda_tcq4_get_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
