@@ -14,6 +14,7 @@ mod mixed;
 mod model;
 mod moments;
 mod ops;
+mod pipeline;
 mod recipe;
 mod report;
 
@@ -32,6 +33,7 @@ pub use mixed::MixedError;
 pub use model::ModelError;
 pub use moments::MomentsError;
 pub use ops::OpsError;
+pub use pipeline::PipelineError;
 pub use recipe::RecipeError;
 pub use report::ReportError;
 
@@ -118,6 +120,9 @@ pub enum Error {
     /// A recipe cannot be followed.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
+    /// A batch cannot be run, or a job of one failed.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
     /// llama.cpp refused something.
     #[error(transparent)]
     Llama(#[from] LlamaError),
@@ -165,11 +170,27 @@ impl Error {
             Error::Export(error) => error.class(),
             Error::Mixed(error) => error.class(),
             Error::Recipe(error) => error.class(),
+            Error::Pipeline(error) => error.class(),
             Error::Llama(error) => error.class(),
             Error::Ops(error) => error.class(),
             Error::Report(_) => Class::Failed,
             Error::Usage { .. } => Class::Usage,
             Error::Interrupted => Class::Interrupted,
+        }
+    }
+
+    /// Whether a second try may pass without anything being changed: the network, a full disk, another run at the same file.
+    pub fn is_transient(&self) -> bool {
+        use io::ErrorKind as Kind;
+        match self {
+            Error::Io { source, .. } => matches!(
+                source.kind(),
+                Kind::StorageFull | Kind::Interrupted | Kind::TimedOut | Kind::WouldBlock | Kind::ResourceBusy | Kind::StaleNetworkFileHandle
+            ),
+            Error::Model(ModelError::OutputBusy { .. }) | Error::Corpus(CorpusError::Transport { .. }) => true,
+            Error::Corpus(CorpusError::Status { status, .. }) => matches!(status, 408 | 429 | 500..),
+            Error::Pipeline(error) => error.is_transient(),
+            _ => false,
         }
     }
 
@@ -196,6 +217,7 @@ impl Error {
             Error::Export(error) => error.hint(),
             Error::Mixed(error) => error.hint(),
             Error::Recipe(error) => error.hint(),
+            Error::Pipeline(error) => error.hint(),
             Error::Llama(error) => error.hint(),
             Error::Ops(error) => error.hint(),
             Error::Report(error) => error.hint(),

@@ -1,6 +1,7 @@
 //! The command line as the user types it. Nothing is looked up or opened here; `settings.rs` resolves what is left open.
 
 mod analyze;
+mod batch;
 mod datasets;
 mod evaluate;
 mod export;
@@ -13,6 +14,7 @@ mod shared;
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use self::analyze::{AnalyzeArgs, LookArgs};
+pub(crate) use self::batch::BatchArgs;
 pub(crate) use self::datasets::{DatasetsArgs, DatasetsCommand};
 pub(crate) use self::evaluate::{CompareArgs, EvalArgs};
 pub(crate) use self::export::{ChannelsArgs, ExportArgs, ExportWhat, RangesArgs, RowArgs, ScalesFromArgs};
@@ -90,6 +92,8 @@ pub(crate) enum Command {
     Compare(CompareArgs),
     /// Show what quantisation does to a model, layer by layer
     Analyze(Box<AnalyzeArgs>),
+    /// Run many conversions unattended: models and presets, gates, retries, reports; what is done is not done again
+    Batch(BatchArgs),
 }
 
 impl Command {

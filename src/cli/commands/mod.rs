@@ -3,6 +3,10 @@
 pub(super) mod analyze;
 mod analyze_output;
 mod analyze_text;
+pub(super) mod batch;
+mod batch_lines;
+mod batch_report;
+mod batch_text;
 pub(super) mod calibrate;
 pub(super) mod compare;
 mod compare_text;

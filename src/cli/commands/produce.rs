@@ -217,7 +217,8 @@ pub(super) fn print_recipe(session: &Session, recipe: &Recipe) {
     session.printer.record("recipe", json!({ "recipe": recipe }));
 }
 
-fn refuse_substitutions(source: &Source, plan: &Conversion) -> Result<()> {
+/// Refuses a plan that takes another type where TCQ4 should be.
+pub(super) fn refuse_substitutions(source: &Source, plan: &Conversion) -> Result<()> {
     let Some(first) = plan.substitutions().next() else { return Ok(()) };
     Err(ConvertError::Substitution {
         path: source.path().to_path_buf(),
