@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
@@ -73,6 +73,14 @@ pub struct Ended {
     pub peak_memory: u64,
 }
 
+/// The processes that run.
+#[derive(Debug, Default)]
+struct Running {
+    pids: BTreeSet<i32>,
+    /// Whether no further one may begin.
+    stopped: bool,
+}
+
 /// Starts the processes of jobs, and knows those that run.
 #[derive(Debug)]
 pub struct Launcher {
@@ -81,7 +89,7 @@ pub struct Launcher {
     options: Vec<OsString>,
     /// Environment variables of every process, besides ours.
     variables: Vec<(&'static str, OsString)>,
-    running: Mutex<BTreeSet<i32>>,
+    running: Mutex<Running>,
 }
 
 impl Launcher {
@@ -95,10 +103,15 @@ impl Launcher {
         self.variables.extend(value.map(|value| (variable, value)));
     }
 
-    /// Asks every process that runs to save its work and end.
+    fn lock(&self) -> MutexGuard<'_, Running> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks every process that runs to save its work and end; no other begins.
     pub fn interrupt(&self) {
-        let Ok(running) = self.running.lock() else { return };
-        for pid in running.iter().filter_map(|&pid| Pid::from_raw(pid)) {
+        let mut running = self.lock();
+        running.stopped = true;
+        for pid in running.pids.iter().filter_map(|&pid| Pid::from_raw(pid)) {
             let _ = kill_process(pid, Signal::TERM); // it may be over already
         }
     }
@@ -120,8 +133,11 @@ impl Launcher {
             BufReader::new(stdout).read_to_string(&mut text).map(|_| text).unwrap_or_default()
         });
         let (mut last, mut peak) = (None, 0);
-        for line in BufReader::new(stderr).lines() {
-            let Ok(line) = line else { break };
+        let mut stderr = BufReader::new(stderr);
+        let mut bytes = Vec::new();
+        while stderr.read_until(b'\n', &mut bytes).is_ok_and(|read| read > 0) {
+            let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
+            bytes.clear();
             match serde_json::from_str(&line) {
                 Ok(Report::Error { message, transient }) => {
                     let _ = writeln!(log_file, "error: {message}");
@@ -152,15 +168,18 @@ impl Launcher {
         // A group of its own: the interruption of a terminal comes to us alone, and is passed on once.
         command.process_group(0);
         // Held while it starts, so that an interruption finds it in the list or comes before it.
-        let mut running = self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut running = self.lock();
+        if running.stopped {
+            return Err(Error::Interrupted);
+        }
         let child = command.spawn().map_err(Error::io(&self.program, "start"))?;
-        running.insert(child.id() as i32);
+        running.pids.insert(child.id() as i32);
         Ok(child)
     }
 
     fn wait(&self, mut child: Child) -> Result<ExitStatus> {
         // From here on its id may be another's.
-        self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&(child.id() as i32));
+        self.lock().pids.remove(&(child.id() as i32));
         child.wait().map_err(Error::io(&self.program, "wait for"))
     }
 }
@@ -213,7 +232,7 @@ mod tests {
         let launcher = Launcher::new("/bin/sh".into(), Vec::new());
         let (mut heard, log) = (Vec::new(), dir.path().join("log"));
         let ended = launcher.run(&["-c".into(), script.into()], &log, |report, _| heard.push(report.clone()));
-        assert!(launcher.running.lock().unwrap().is_empty());
+        assert!(launcher.lock().pids.is_empty());
         (ended, heard, std::fs::read_to_string(log).unwrap())
     }
 

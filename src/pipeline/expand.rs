@@ -82,7 +82,7 @@ fn task(spec: &Spec, model: &Model, origin: &Origin, preset: &str) -> Result<Tas
     let stem = stem(origin);
     let name = model.name.clone().unwrap_or_else(|| without_type(&stem).to_owned());
     let template = model.output.as_ref().unwrap_or(&spec.output);
-    let output = fill(template, &[("name", &name), ("stem", &stem), ("preset", preset)])?;
+    let output = fill(template, &[("name", name.as_str()), ("stem", stem.as_str()), ("preset", preset)])?;
     Ok(Task {
         name: format!("{name}/{preset}"),
         origin: origin.clone(),

@@ -21,6 +21,8 @@ use crate::util::progress::Progress;
 
 /// How often an interruption is looked for while nothing happens.
 const GLANCE: Duration = Duration::from_millis(20);
+/// Seconds that a pause before another try takes at most.
+const LONGEST_PAUSE: f64 = 3600.0;
 
 /// What all jobs of a run share.
 pub struct Workshop<'a> {
@@ -265,18 +267,31 @@ impl Work<'_> {
 
     /// Waits before the next try.
     fn pause(&self, attempt: u32, error: &Error) -> Result<()> {
-        let pause = self.shop.spec.retry_pause.clamp(0.0, 3600.0) * f64::from(2_u32.saturating_pow(attempt - 1));
+        let pause = pause_after(self.shop.spec, attempt);
         let (job, message) = (self.prepared.task.name.clone(), error.to_string());
         self.shop.listener.hear(&Event::Retry { job, attempt, pause, message });
-        let until = Instant::now() + Duration::from_secs_f64(pause);
-        while Instant::now() < until {
-            if self.shop.progress.interrupted() {
-                return Err(Error::Interrupted);
-            }
-            std::thread::sleep(GLANCE);
-        }
-        Ok(())
+        wait(pause, self.shop.progress)
     }
+}
+
+/// Seconds before the try after this one: twice as long each time.
+pub(super) fn pause_after(spec: &Spec, attempt: u32) -> f64 {
+    (spec.retry_pause * f64::from(2_u32.saturating_pow(attempt.saturating_sub(1)))).clamp(0.0, LONGEST_PAUSE)
+}
+
+/// Waits so many seconds.
+///
+/// # Errors
+/// [`Error::Interrupted`].
+pub(super) fn wait(seconds: f64, progress: &dyn Progress) -> Result<()> {
+    let until = Instant::now() + Duration::from_secs_f64(seconds);
+    while Instant::now() < until {
+        if progress.interrupted() {
+            return Err(Error::Interrupted);
+        }
+        std::thread::sleep(GLANCE);
+    }
+    Ok(())
 }
 
 /// `m.gguf` as `m.WORD.gguf`.

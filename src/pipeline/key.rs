@@ -22,7 +22,7 @@ use crate::util::hash::{hex, sha256_hex};
 use crate::util::progress::Progress;
 
 /// A file that changed less than this before it was hashed may change again without another time of change.
-const SETTLED_NANOSECONDS: i128 = 2_000_000_000;
+const SETTLED_NANOSECONDS: i64 = 2_000_000_000;
 /// Bytes that are hashed at a time.
 const PIECE: usize = 1 << 20;
 /// Hexadecimal digits of a key in file names.
@@ -36,7 +36,7 @@ pub struct Stamp {
     /// Its size.
     pub bytes: u64,
     /// When it was changed, in nanoseconds since 1970.
-    pub modified: i128,
+    pub modified: i64,
     /// Its number on its disk.
     pub inode: u64,
 }
@@ -47,7 +47,7 @@ impl Stamp {
         fs::metadata(path).ok().filter(Metadata::is_file).map(|found| Self {
             path: path.to_path_buf(),
             bytes: found.len(),
-            modified: i128::from(found.mtime()) * 1_000_000_000 + i128::from(found.mtime_nsec()),
+            modified: found.mtime().saturating_mul(1_000_000_000).saturating_add(found.mtime_nsec()),
             inode: found.ino(),
         })
     }
@@ -63,7 +63,7 @@ impl Stamp {
 struct Hashed {
     stamps: Vec<Stamp>,
     /// When, in nanoseconds since 1970.
-    at: i128,
+    at: i64,
     sha256: String,
 }
 
@@ -136,8 +136,8 @@ impl Hashes {
     }
 }
 
-fn now() -> i128 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i128)
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64)
 }
 
 fn sha256_of(path: &Path, progress: &dyn Progress) -> Result<String> {

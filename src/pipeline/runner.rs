@@ -15,7 +15,7 @@ use super::hub::Hub;
 use super::job::{self, Finish, Workshop};
 use super::key::{Hashes, Key};
 use super::plan::{Planner, Prepared, Verdict, verdict};
-use super::spec::OnFailure;
+use super::spec::{OnFailure, Spec};
 use super::state::{Folder, Known, Numbers, Stage};
 use crate::error::{Class, Error, PipelineError, Result};
 use crate::util::progress::Progress;
@@ -27,6 +27,8 @@ const GLANCE: Duration = Duration::from_millis(50);
 
 /// What jobs are prepared with.
 pub struct Preparation<'a> {
+    /// The batch.
+    pub spec: &'a Spec,
     /// The state of the batch.
     pub folder: &'a Folder,
     /// Knows what a conversion takes.
@@ -95,8 +97,20 @@ impl Preparation<'_> {
             Origin::File(path) => Ok(path.clone()),
             Origin::Nothing(pattern) => Err(PipelineError::NoModel { pattern: pattern.clone() }.into()),
             Origin::Hub(model) => {
-                let offline = self.hub.offline || self.dry;
-                Hub { offline, ..self.hub.clone() }.get(model, self.listener, self.progress)
+                let hub = Hub { offline: self.hub.offline || self.dry, ..self.hub.clone() };
+                let mut attempt = 1;
+                loop {
+                    match hub.get(model, self.listener, self.progress) {
+                        Err(error) if attempt <= self.spec.retries && error.is_transient() => {
+                            let pause = job::pause_after(self.spec, attempt);
+                            let (job, message) = (task.name.clone(), error.to_string());
+                            self.listener.hear(&Event::Retry { job, attempt, pause, message });
+                            job::wait(pause, self.progress)?;
+                            attempt += 1;
+                        }
+                        got => return got,
+                    }
+                }
             }
         }
     }

@@ -175,7 +175,7 @@ fn a_signal_ends_it_and_the_next_run_goes_on() {
     interrupt(&child);
     assert_eq!(child.wait().unwrap().code(), Some(130));
     let last = events(&dir, "e.jsonl").pop().unwrap();
-    assert_eq!((last["event"].as_str(), last["exit-code"].as_u64()), (Some("batch-end"), Some(130)));
+    assert_eq!((last["event"].as_str(), last["exit_code"].as_u64()), (Some("batch-end"), Some(130)));
     assert_eq!(last["jobs"]["interrupted"], 2);
     let statistics = std::fs::read_dir(dir.file(".tcq4-batch/statistics")).unwrap().flatten();
     let kept = statistics.into_iter().any(|entry| entry.file_name().to_string_lossy().ends_with(".partial"));

@@ -101,6 +101,7 @@ impl Command {
     pub(crate) fn runs_a_model(&self) -> bool {
         match self {
             Command::Convert(_) | Command::Calibrate(_) | Command::Eval(_) | Command::Compare(_) => true,
+            Command::Batch(args) => args.timed,
             Command::Analyze(args) => !args.calibration.calibration.is_empty(),
             _ => false,
         }

@@ -44,6 +44,7 @@ pub(in crate::cli) fn run(session: &Session, args: &BatchArgs) -> Outcome {
     let ears = Ears::open(session, args, &outputs)?;
     let planner = ConvertPlanner { session };
     let preparation = Preparation {
+        spec: &spec,
         folder: &folder,
         planner: &planner,
         hub: &hub(args),

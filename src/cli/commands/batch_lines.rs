@@ -29,7 +29,6 @@ struct LiveTable {
 struct Row {
     bar: ProgressBar,
     peak: u64,
-    unit: String,
 }
 
 impl<'a> Lines<'a> {
@@ -62,7 +61,7 @@ impl LiveTable {
             Event::BatchBegin { jobs, .. } => self.total.set_length(*jobs as u64),
             Event::JobBegin { job, .. } => {
                 let bar = self.all.insert_before(&self.total, ProgressBar::new(0));
-                self.jobs.insert(job.clone(), Row { bar, peak: 0, unit: String::new() });
+                self.jobs.insert(job.clone(), Row { bar, peak: 0 });
             }
             Event::PhaseBegin { job, phase, total, unit } => self.begin(job, phase, *total, unit),
             Event::PhaseProgress { job, phase, done, peak_memory, .. } => {
@@ -85,7 +84,6 @@ impl LiveTable {
 
     fn begin(&mut self, job: &str, phase: &str, total: u64, unit: &str) {
         let Some(row) = self.jobs.get_mut(job) else { return };
-        row.unit.clone_from(&unit.to_owned());
         row.bar.reset();
         row.bar.set_length(total);
         row.bar.set_style(style(match unit {

@@ -111,6 +111,7 @@ pub(super) fn plan_code(jobs: &[Prepared]) -> u8 {
         _ => None,
     };
     let mut codes: Vec<u8> = jobs.iter().filter_map(code).collect();
+    codes.sort_unstable();
     codes.dedup();
     match codes[..] {
         [] => 0,

@@ -99,7 +99,7 @@ pub(super) fn outlook(session: &Session, args: &ConvertArgs, timed: bool) -> Res
     mixed::check(&args.production, &recipe)?;
     let plan = Conversion::new(&source, &settings::plan_settings(&args.production.types, &recipe))?;
     if let Some(output) = &args.output {
-        mixed::check_plan(&args.production, &recipe, &source, (output, &plan))?;
+        mixed::check_plan(&args.production, &recipe, &source, (output.as_path(), &plan))?;
     }
     plan.check_encoders()?;
     if args.production.types.strict {
