@@ -133,13 +133,16 @@ impl Work<'_> {
 
     /// One try. `Some` if a gate fails.
     fn attempt(&mut self, attempt: u32) -> Result<Option<Failure>> {
+        let to_make = self.known.stage != Stage::Written;
+        // Found out first: another job may be at what this one needs, and then it has not begun.
+        let way = if to_make { Some(self.way()?) } else { None };
         let (job, output) = (self.prepared.task.name.clone(), self.prepared.task.output.clone());
         self.shop.listener.hear(&Event::JobBegin { job, output, attempt });
         let candidate = self.candidate();
-        if self.known.stage != Stage::Written {
+        if let Some((way, _locks)) = way {
             self.known.stage = Stage::Begun;
             self.save()?;
-            if let Some(failure) = self.produce(&candidate)? {
+            if let Some(failure) = self.produce(&candidate, &way)? {
                 return Ok(Some(failure));
             }
             if self.has_gates() {
@@ -151,44 +154,48 @@ impl Work<'_> {
         self.pass(&candidate)
     }
 
-    fn produce(&mut self, candidate: &Path) -> Result<Option<Failure>> {
+    fn produce(&mut self, candidate: &Path, way: &Way) -> Result<Option<Failure>> {
         if let Some(folder) = candidate.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             fs::create_dir_all(folder).map_err(Error::io(folder, "create the folder"))?;
         }
-        let name = self.prepared.statistics();
-        let (way, _lock) = match &name {
-            None => (Way::Convert(Shared::default()), None),
-            Some(name) => self.way(name)?,
-        };
         let Prepared { task, model, recipe, .. } = self.prepared;
         let found = self.estimate.mixes.then(|| self.shop.folder.sensitivities(&self.key.output));
-        let words = command::produce(task, model, recipe, candidate, &way, found.as_deref());
+        let words = command::produce(task, model, recipe, candidate, way, found.as_deref());
         let (record, code) = self.run(&words)?;
         gates::read_record(&record, self.estimate, &mut self.known.numbers);
         Ok((code == 4).then_some(Failure::Fallbacks))
     }
 
-    /// How the output is made, and the lock on what will be measured for it.
-    fn way(&self, name: &str) -> Result<(Way, Option<fs::File>)> {
-        let (folder, statistics) = (self.shop.folder, self.shop.folder.statistics(name));
-        let moments_name = self.prepared.second_moments();
-        let moments = moments_name.as_ref().map(|name| folder.second_moments(name));
-        let there = || {
-            self.estimate.separable && statistics.exists() && moments.as_ref().is_none_or(|moments| moments.exists())
+    /// How the output is made, and locks on what will be measured for others too.
+    fn way(&self) -> Result<(Way, Vec<fs::File>)> {
+        let Some(name) = self.prepared.statistics() else {
+            return Ok((Way::Convert(Shared::default()), Vec::new()));
         };
-        let all = || Way::Quantize(Shared { statistics: Some(statistics.clone()), second_moments: moments.clone() });
-        if there() {
-            return Ok((all(), None));
+        let (folder, moments) = (self.shop.folder, self.prepared.second_moments());
+        let is_shared = moments.as_ref().is_some_and(|name| self.shop.shared_moments.contains(name));
+        let statistics = folder.statistics(&name);
+        let kept = moments.as_ref().map(|name| folder.second_moments(name));
+        let is_there = || statistics.exists() && kept.as_ref().is_none_or(|kept| kept.exists());
+        if !(self.estimate.separable && is_there()) {
+            let mut locks = Vec::new();
+            if !statistics.exists() {
+                locks.push(self.lock(&name)?);
+            }
+            if let Some(name) = moments.as_ref().filter(|_| is_shared) {
+                locks.push(self.lock(name)?);
+            }
+            // What another job had the lock for may be there by now.
+            if !(self.estimate.separable && is_there()) {
+                let second_moments = kept.filter(|_| is_shared);
+                return Ok((Way::Convert(Shared { statistics: Some(statistics), second_moments }), locks));
+            }
         }
-        let Some(lock) = folder.lock_statistics(name)? else {
-            return Err(PipelineError::Busy { output: self.prepared.task.output.clone() }.into());
-        };
-        if there() {
-            return Ok((all(), None));
-        }
-        let is_shared = moments_name.is_some_and(|name| self.shop.shared_moments.contains(&name));
-        let kept = moments.clone().filter(|_| is_shared);
-        Ok((Way::Convert(Shared { statistics: Some(statistics.clone()), second_moments: kept }), Some(lock)))
+        Ok((Way::Quantize(Shared { statistics: Some(statistics), second_moments: kept }), Vec::new()))
+    }
+
+    fn lock(&self, name: &str) -> Result<fs::File> {
+        let busy = || PipelineError::Busy { output: self.prepared.task.output.clone() };
+        Ok(self.shop.folder.lock_statistics(name)?.ok_or_else(busy)?)
     }
 
     /// Measures what the gates ask for.
