@@ -128,9 +128,9 @@ pub(super) fn recipe(choices: &Choices<'_>, setting: Setting) -> Result<Recipe> 
             hint: Some("pass --rounding gptq or --rounding nearest".into()),
         });
     }
-    let sequel = choices.sequential.is_some_and(|sequential| {
-        (sequential.resume && !choices.keeps_statistics) || sequential.layer_batch.is_some()
-    });
+    let sequel = choices
+        .sequential
+        .is_some_and(|sequential| (sequential.resume && !choices.keeps_statistics) || sequential.layer_batch.is_some());
     if sequel && !recipe.sequential {
         return Err(Error::Usage {
             message: "--layer-batch is of --sequential, and --resume of --sequential or --stats".into(),

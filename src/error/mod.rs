@@ -185,7 +185,12 @@ impl Error {
         match self {
             Error::Io { source, .. } => matches!(
                 source.kind(),
-                Kind::StorageFull | Kind::Interrupted | Kind::TimedOut | Kind::WouldBlock | Kind::ResourceBusy | Kind::StaleNetworkFileHandle
+                Kind::StorageFull
+                    | Kind::Interrupted
+                    | Kind::TimedOut
+                    | Kind::WouldBlock
+                    | Kind::ResourceBusy
+                    | Kind::StaleNetworkFileHandle
             ),
             Error::Model(ModelError::OutputBusy { .. }) | Error::Corpus(CorpusError::Transport { .. }) => true,
             Error::Corpus(CorpusError::Status { status, .. }) => matches!(status, 408 | 429 | 500..),

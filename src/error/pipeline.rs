@@ -148,7 +148,9 @@ impl PipelineError {
     /// How this failure ends the program.
     pub fn class(&self) -> Class {
         match self {
-            Self::Job { .. } | Self::Killed { .. } | Self::NoRecord | Self::Busy { .. } | Self::Hub { .. } => Class::Failed,
+            Self::Job { .. } | Self::Killed { .. } | Self::NoRecord | Self::Busy { .. } | Self::Hub { .. } => {
+                Class::Failed
+            }
             _ => Class::Refused,
         }
     }
@@ -169,7 +171,9 @@ impl PipelineError {
             Self::Invalid { .. } | Self::TooLarge { .. } => "the README shows a batch file with every key",
             Self::UnknownPreset { .. } => "add the table, with the keys that `tcq4 convert MODEL --print-recipe` shows",
             Self::Placeholder { .. } => "there are {name}, {stem} and {preset}",
-            Self::SameOutput { .. } => "put {name} and {preset} into the template, or give one of the models another name",
+            Self::SameOutput { .. } => {
+                "put {name} and {preset} into the template, or give one of the models another name"
+            }
             Self::Foreign { .. } => "move it away, or pass --force to replace it",
             Self::Budget { .. } => "raise --memory or --disk, or leave the job to a larger machine",
             Self::HubMissing { .. } => "run once without --offline, or fetch the file with the hub's own tools",

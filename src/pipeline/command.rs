@@ -46,7 +46,14 @@ impl Words {
 }
 
 /// What makes `output` of the model. The recipe lies in a file; `sensitivities` is kept only by recipes of mixed precision.
-pub fn produce(task: &Task, model: &Path, recipe: &Path, output: &Path, way: &Way, sensitivities: Option<&Path>) -> Vec<OsString> {
+pub fn produce(
+    task: &Task,
+    model: &Path,
+    recipe: &Path,
+    output: &Path,
+    way: &Way,
+    sensitivities: Option<&Path>,
+) -> Vec<OsString> {
     let mut words = Words(Vec::new());
     let shared = match way {
         Way::Convert(shared) => {

@@ -95,8 +95,12 @@ mod tests {
     #[test]
     fn every_gate_closes() {
         let gates = Gates { max_kld: Some(0.1), max_bits: Some(5.0), min_expert_share: Some(0.2), ..Gates::default() };
-        let good =
-            Numbers { bits_per_weight: Some(5.0), expert_share: Some(0.2), kld: Some((0.1, 0.0)), ..Numbers::default() };
+        let good = Numbers {
+            bits_per_weight: Some(5.0),
+            expert_share: Some(0.2),
+            kld: Some((0.1, 0.0)),
+            ..Numbers::default()
+        };
         let check = |numbers: &Numbers| check(&gates, numbers, true);
         assert_eq!(check(&good), None, "the limits themselves pass");
         let bits = Numbers { bits_per_weight: Some(5.1), ..good.clone() };
@@ -121,8 +125,17 @@ mod tests {
         });
         let mut numbers = Numbers::default();
         let estimate = Estimate {
-            bytes: 0, bits_per_weight: None, work_memory: 0, model_bytes: 0, runs_text: true, second_moments: None,
-            separable: true, mixes: false, samples: 1, substitutions: 2, seconds: None,
+            bytes: 0,
+            bits_per_weight: None,
+            work_memory: 0,
+            model_bytes: 0,
+            runs_text: true,
+            second_moments: None,
+            separable: true,
+            mixes: false,
+            samples: 1,
+            substitutions: 2,
+            seconds: None,
         };
         read_record(&record, &estimate, &mut numbers);
         assert_eq!((numbers.bytes, numbers.fallbacks), (Some(7), 3));

@@ -78,7 +78,8 @@ fn list(root: &Path, inside: &Path, names: &mut Vec<String>) {
 
 /// The one model among the files of a repository that is asked for.
 fn choose(model: &HubModel, names: &[String]) -> Result<String> {
-    let wrong = |problem: String| PipelineError::Hub { repository: model.repository.clone(), problem, transient: false };
+    let wrong =
+        |problem: String| PipelineError::Hub { repository: model.repository.clone(), problem, transient: false };
     let pattern = glob::Pattern::new(&model.file).map_err(|error| wrong(format!("`{}`: {error}", model.file)))?;
     let fits = |name: &&String| pattern.matches(name) || **name == model.file;
     let found = first_shards(names.iter().filter(fits).map(PathBuf::from).collect());

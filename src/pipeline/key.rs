@@ -189,7 +189,8 @@ impl Key {
         });
         let gated = contents(task.gates.texts.as_deref().unwrap_or_default(), hashes, progress)?;
         let gates = json!({ "tcq4": version, "gates": task.gates, "texts": gated });
-        let [calibration, output, gates] = [calibration, output, gates].map(|value| sha256_hex(value.to_string().as_bytes()));
+        let [calibration, output, gates] =
+            [calibration, output, gates].map(|value| sha256_hex(value.to_string().as_bytes()));
         Ok(Self { model: source, calibration, output, gates })
     }
 

@@ -122,7 +122,9 @@ impl Gathered {
         type Pick = fn(&Numbers) -> Option<f64>;
         let families: [(&str, &str, &str, Pick); 6] = [
             ("seconds", "seconds", "Seconds of work.", |numbers| Some(numbers.seconds)),
-            ("peak_memory_bytes", "bytes", "The most memory of one process.", |numbers| Some(numbers.peak_memory as f64)),
+            ("peak_memory_bytes", "bytes", "The most memory of one process.", |numbers| {
+                Some(numbers.peak_memory as f64)
+            }),
             ("output_bytes", "bytes", "Bytes of the output.", |numbers| numbers.bytes.map(|bytes| bytes as f64)),
             ("bits_per_weight", "", "Bits a weight.", |numbers| numbers.bits_per_weight),
             ("kl_divergence", "", "KL divergence from the source, in nats.", |numbers| numbers.kld.map(|(kld, _)| kld)),

@@ -76,9 +76,18 @@ pub fn page(summary: &Summary, title: &str) -> Page {
         blocks: vec![Block::Table(table(summary))],
         ..Section::default()
     };
-    let drawn = figures.blocks.iter().any(|block| matches!(block, Block::Figures(all) if all.iter().any(|one| !one.is_empty())));
+    let drawn = figures
+        .blocks
+        .iter()
+        .any(|block| matches!(block, Block::Figures(all) if all.iter().any(|one| !one.is_empty())));
     let sections = if drawn { vec![table, figures] } else { vec![table] };
-    Page { title: title.to_owned(), lead: counts(summary) + ".", facts: facts.collect(), findings: findings(summary), sections }
+    Page {
+        title: title.to_owned(),
+        lead: counts(summary) + ".",
+        facts: facts.collect(),
+        findings: findings(summary),
+        sections,
+    }
 }
 
 fn findings(summary: &Summary) -> Vec<Finding> {
@@ -92,7 +101,8 @@ fn findings(summary: &Summary) -> Vec<Finding> {
         return bad;
     }
     let good = summary.jobs.iter().all(|job| job.status.is_good());
-    let (title, text) = ("Every output is there".to_owned(), "No job failed, and no gate rejected an output.".to_owned());
+    let (title, text) =
+        ("Every output is there".to_owned(), "No job failed, and no gate rejected an output.".to_owned());
     if good { vec![Finding { weight: Weight::Good, title, text, section: "jobs".into() }] } else { Vec::new() }
 }
 
@@ -137,7 +147,8 @@ fn table(summary: &Summary) -> Table {
 }
 
 fn figures(summary: &Summary) -> Vec<Figure> {
-    let measured: Vec<&JobResult> = summary.jobs.iter().filter(|job| job.numbers.bytes.is_some()).take(MOST_BARS).collect();
+    let measured: Vec<&JobResult> =
+        summary.jobs.iter().filter(|job| job.numbers.bytes.is_some()).take(MOST_BARS).collect();
     let names: Vec<String> = measured.iter().map(|job| job.job.clone()).collect();
     let values = |pick: &dyn Fn(&JobResult) -> Option<f64>| -> Vec<f64> {
         measured.iter().map(|job| pick(job).unwrap_or(f64::NAN)).collect()

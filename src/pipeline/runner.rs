@@ -82,7 +82,8 @@ impl Preparation<'_> {
         }
         let Prepared { task, model, recipe, .. } = &*prepared;
         let estimate = self.planner.plan(&command::plan(task, model, recipe, &task.output), self.timed)?;
-        let early = Numbers { bits_per_weight: estimate.bits_per_weight, expert_share: Some(f64::MAX), ..Numbers::default() };
+        let early =
+            Numbers { bits_per_weight: estimate.bits_per_weight, expert_share: Some(f64::MAX), ..Numbers::default() };
         if let Some(failure) = gates::check(&task.gates, &early, false) {
             let mut known = Known::new(Stage::Rejected, "", "");
             (known.message, known.numbers.bits_per_weight) = (Some(failure.to_string()), estimate.bits_per_weight);

@@ -316,7 +316,9 @@ mod tests {
     #[test]
     fn wrong_values_are_told_with_key_and_line() {
         assert!(error("retries = \"many\"\n[[model]]\npath = \"m\"").starts_with("b.toml: line 1: `retries`: "));
-        assert!(error("[[model]]\npath = \"m\"\n[model.options]\nsamples = 0").starts_with("b.toml: line 4: `samples`: "));
+        assert!(
+            error("[[model]]\npath = \"m\"\n[model.options]\nsamples = 0").starts_with("b.toml: line 4: `samples`: ")
+        );
         assert!(error("memory = 4\n[[model]]\npath = \"m\"").contains("a size in quotes"));
         assert!(error("a = [").starts_with("b.toml: line 1: "));
     }

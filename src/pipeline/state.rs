@@ -155,7 +155,16 @@ impl Known {
     /// The record of a job that depends on these keys.
     pub fn new(stage: Stage, key: &str, gates: &str) -> Self {
         let (key, gates) = (key.to_owned(), gates.to_owned());
-        Self { version: VERSION, stage, key, gates, stamp: None, owned: None, numbers: Numbers::default(), message: None }
+        Self {
+            version: VERSION,
+            stage,
+            key,
+            gates,
+            stamp: None,
+            owned: None,
+            numbers: Numbers::default(),
+            message: None,
+        }
     }
 
     /// Whether the file that was left is still there as it was.

@@ -32,7 +32,10 @@ fn without_text(presets: usize) -> String {
     let names: Vec<String> = (0..presets).map(|n| format!("\"p{n}\"")).collect();
     let mut text = format!("output = \"out/{{preset}}.gguf\"\npresets = [{}]\n", names.join(", "));
     for n in 0..presets {
-        text += &format!("[preset.p{n}]\nscales = \"none\"\norder = \"none\"\nrounding = \"nearest\"\ndamp = 0.{:03}\n", n + 1);
+        text += &format!(
+            "[preset.p{n}]\nscales = \"none\"\norder = \"none\"\nrounding = \"nearest\"\ndamp = 0.{:03}\n",
+            n + 1
+        );
     }
     text + "[[model]]\npath = \"m.gguf\"\n"
 }
@@ -86,7 +89,8 @@ fn outputs_are_those_of_single_runs_whatever_is_shared() {
         assert!(alone.read("x.gguf") == all[&name], "{preset}");
     }
     // Two that need second moments keep and share them.
-    let shared = two_jobs().replace("\"fast\", \"best\"", "\"best\", \"again\"") + "[preset.again]\npreset = \"best\"\nrefine = 1\n";
+    let shared = two_jobs().replace("\"fast\", \"best\"", "\"best\", \"again\"")
+        + "[preset.again]\npreset = \"best\"\nrefine = 1\n";
     let shared = dir(&shared);
     shared.tcq4("batch b.toml --jobs 2").ok();
     let kept = std::fs::read_dir(shared.file(".tcq4-batch/statistics")).unwrap().flatten();
@@ -200,10 +204,18 @@ fn a_gate_fails_its_job_alone() {
     let found = record(&dir.tcq4("batch b.toml --json"), 4);
     assert_eq!(statuses(&found), ["far/fast: rejected", "big/fast: rejected", "moe/fast: rejected", "good/fast: done"]);
     let message = |at: usize| found["jobs"][at]["message"].as_str().unwrap();
-    assert!(message(0).starts_with("KL divergence 0.0") && message(0).ends_with("at most 0.000000001 allowed"), "{}", message(0));
+    assert!(
+        message(0).starts_with("KL divergence 0.0") && message(0).ends_with("at most 0.000000001 allowed"),
+        "{}",
+        message(0)
+    );
     assert!(message(1).ends_with("bits a weight, at most 3 allowed") && message(2).starts_with("an expert saw 0."));
     let names: Vec<String> = outputs(&dir).into_keys().collect();
-    assert_eq!(names, ["far.rejected.gguf", "good.gguf", "moe.rejected.gguf"], "what is too big is known before the work");
+    assert_eq!(
+        names,
+        ["far.rejected.gguf", "good.gguf", "moe.rejected.gguf"],
+        "what is too big is known before the work"
+    );
     // Rejected for the same reason without being made again; let through by a wider gate as it is.
     let again = dir.tcq4("batch b.toml --json --events e.jsonl");
     assert_eq!(statuses(&record(&again, 4))[0], "far/fast: rejected");
@@ -229,7 +241,10 @@ fn a_job_that_fails_stops_no_other_unless_asked() {
     assert_eq!(statuses(&found), ["broken/fast: failed", "none/fast: failed", "tiny-llama/fast: done"]);
     assert_eq!(found["jobs"][1]["message"], "`none/*.gguf`: no file matches");
     // One that fails at work: the output's folder is a file.
-    let stop = batch.replace("out/{name}", "{name}").replace("broken.gguf", &model).replace("presets", "on-failure = \"stop\"\npresets");
+    let stop = batch
+        .replace("out/{name}", "{name}")
+        .replace("broken.gguf", &model)
+        .replace("presets", "on-failure = \"stop\"\npresets");
     let stop = stop.replacen("[[model]]\n", "[[model]]\nname = \"a\"\noutput = \"b.toml/x.gguf\"\n", 1);
     dir.write("b.toml", stop.as_bytes());
     let found = dir.tcq4("batch b.toml --json");
@@ -246,7 +261,8 @@ fn what_may_pass_is_tried_again_and_nothing_else() {
     part.lock().unwrap();
     let child = dir.start("batch b.toml --events e.jsonl");
     let begun = Instant::now();
-    let retried = || dir.file("e.jsonl").exists() && events(&dir, "e.jsonl").iter().any(|event| event["event"] == "retry");
+    let retried =
+        || dir.file("e.jsonl").exists() && events(&dir, "e.jsonl").iter().any(|event| event["event"] == "retry");
     while !retried() {
         assert!(begun.elapsed() < Duration::from_secs(30), "no second try");
         std::thread::sleep(Duration::from_millis(20));
@@ -264,7 +280,10 @@ fn what_may_pass_is_tried_again_and_nothing_else() {
     bytes[at..at + 2].copy_from_slice(&0x7e00_u16.to_le_bytes());
     dir.write("m.gguf", &bytes);
     let found = record(&dir.tcq4("batch b.toml --json"), 3);
-    assert_eq!((found["jobs"][0]["status"].as_str(), found["jobs"][0]["numbers"]["attempts"].as_u64()), (Some("failed"), Some(1)));
+    assert_eq!(
+        (found["jobs"][0]["status"].as_str(), found["jobs"][0]["numbers"]["attempts"].as_u64()),
+        (Some("failed"), Some(1))
+    );
 }
 
 #[test]
@@ -307,7 +326,8 @@ fn mistakes_are_told_with_their_line() {
     let dir = dir("presets = [\"fast\"]\n[gates]\nmax-kl = 1\n[[model]]\npath = \"m.gguf\"\n");
     let hint = "\nhint: the README shows a batch file with every key";
     let keys = "`max-kld`, `max-bits`, `min-expert-share`, `texts`, `chunks`, `ctx`";
-    dir.tcq4("batch b.toml").fails(3, &format!("error: b.toml: line 3: unknown field `max-kl`, expected one of {keys}{hint}"));
+    dir.tcq4("batch b.toml")
+        .fails(3, &format!("error: b.toml: line 3: unknown field `max-kl`, expected one of {keys}{hint}"));
     dir.write("b.toml", b"[[model]]\npath = \"m\"\npresets = [\"slow\"]\n");
     dir.tcq4("batch b.toml").fails_like(3, "error: preset `slow` is neither fast, balanced or best");
     dir.tcq4("batch none.toml").fails_like(3, "error: none.toml: cannot open: ");
@@ -331,7 +351,11 @@ fn two_hundred_jobs_that_are_done_take_less_than_two_seconds() {
 /// Fields of every kind of event, as the README lists them.
 fn documented() -> BTreeMap<String, BTreeSet<String>> {
     let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let rows = readme.lines().skip_while(|line| *line != "| event | fields |").skip(2).take_while(|line| line.starts_with('|'));
+    let rows = readme
+        .lines()
+        .skip_while(|line| *line != "| event | fields |")
+        .skip(2)
+        .take_while(|line| line.starts_with('|'));
     let quoted = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<BTreeSet<_>>();
     let row = |line: &str| {
         let cells: Vec<&str> = line.trim_matches('|').splitn(2, '|').collect();
@@ -350,7 +374,11 @@ fn events_metrics_and_reports_say_what_happened() {
         let fields: BTreeSet<String> = event.as_object().unwrap().keys().cloned().collect();
         let name = event["event"].as_str().unwrap();
         let expected = documented.get(name).unwrap_or_else(|| panic!("`{name}` is not documented"));
-        assert_eq!(fields.difference(&["time", "event"].map(String::from).into()).cloned().collect::<BTreeSet<_>>(), *expected, "{name}");
+        assert_eq!(
+            fields.difference(&["time", "event"].map(String::from).into()).cloned().collect::<BTreeSet<_>>(),
+            *expected,
+            "{name}"
+        );
     }
     let seen: BTreeSet<&str> = all.iter().map(|event| event["event"].as_str().unwrap()).collect();
     for name in ["batch-begin", "job-begin", "phase-begin", "phase-end", "note", "job-end", "batch-end"] {
@@ -360,12 +388,18 @@ fn events_metrics_and_reports_say_what_happened() {
     let numbers = all.iter().find(|event| event["event"] == "job-end").unwrap()["numbers"].clone();
     assert!(numbers["peak_memory"].as_u64().unwrap() > 1 << 20 && numbers["kld"][0].as_f64().unwrap() > 0.0);
     check_metrics(&String::from_utf8(dir.read("m.prom")).unwrap());
-    let names: BTreeSet<String> = std::fs::read_dir(dir.file("r")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let names: BTreeSet<String> = std::fs::read_dir(dir.file("r"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     for name in ["report.md", "report.html", "batch.json", "jobs.csv", "divergence.svg", "size.svg", "time.svg"] {
         assert!(names.contains(name), "{name}: {names:?}");
     }
     let markdown = String::from_utf8(dir.read("r/report.md")).unwrap();
-    assert!(markdown.starts_with("# Batch b\n\n2 jobs in ") && markdown.contains("\n| tiny-llama/best | done | "), "{markdown}");
+    assert!(
+        markdown.starts_with("# Batch b\n\n2 jobs in ") && markdown.contains("\n| tiny-llama/best | done | "),
+        "{markdown}"
+    );
     assert_eq!(dir.json("r/batch.json")["counts"]["done"], 2);
     for name in ["one.md", "one.html", "one.json"] {
         dir.tcq4(&format!("batch b.toml --report {name}")).ok();

@@ -74,7 +74,10 @@ fn a_model_is_fetched_once_with_the_token() {
     let (code, found) = run(&dir, Some(&server), "batch b.toml --json --offline");
     let message = found["jobs"][0]["message"].as_str().unwrap();
     assert_eq!(code, Some(3), "{message}");
-    assert!(message.starts_with("hf:own/tiny: *.gguf of revision v1 is not in ") && message.ends_with("(--offline)"), "{message}");
+    assert!(
+        message.starts_with("hf:own/tiny: *.gguf of revision v1 is not in ") && message.ends_with("(--offline)"),
+        "{message}"
+    );
     assert!(server.requests().is_empty());
     let (code, found) = run(&dir, Some(&server), "batch b.toml --json");
     assert_eq!((code, found["jobs"][0]["status"].as_str()), (Some(0), Some("done")), "{found}");
@@ -95,7 +98,10 @@ fn other_bytes_than_the_hub_has_are_refused() {
     assert_eq!(code, Some(1), "{message}");
     assert!(message.contains("tiny-f16.gguf: SHA-256 is ") && message.ends_with("it was removed"), "{message}");
     let blobs = dir.file("hf/hub/models--own--tiny/blobs");
-    let left = std::fs::read_dir(blobs).unwrap().flatten().filter(|entry| !entry.path().extension().is_some_and(|e| e == "lock"));
+    let left = std::fs::read_dir(blobs)
+        .unwrap()
+        .flatten()
+        .filter(|entry| !entry.path().extension().is_some_and(|e| e == "lock"));
     assert_eq!(left.count(), 0);
 }
 

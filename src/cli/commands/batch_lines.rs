@@ -119,7 +119,9 @@ fn text_of(event: &Event, drawn: bool) -> Option<String> {
             let again = if *attempt > 1 { format!(", try {attempt}") } else { String::new() };
             Some(format!("{job}: begins, for {}{again}", output.display()))
         }
-        Event::PhaseEnd { job, phase, seconds } if !drawn => Some(format!("{job}: {phase} done in {}", elapsed(*seconds))),
+        Event::PhaseEnd { job, phase, seconds } if !drawn => {
+            Some(format!("{job}: {phase} done in {}", elapsed(*seconds)))
+        }
         Event::Fetch { repository, file, done, total } => {
             Some(format!("hf:{repository}: {file}: {} of {}", Bytes(*done), Bytes(*total)))
         }

@@ -76,7 +76,10 @@ fn totals(jobs: &[Prepared], budget: Budget, at_a_time: usize) -> String {
     let seconds: Option<f64> = estimates().map(|estimate| estimate.seconds).sum();
     match seconds.filter(|_| !todo.is_empty()) {
         Some(seconds) => {
-            text += &format!("\nTime about {}, less what is shared; gates come on top", elapsed(seconds / at_a_time as f64));
+            text += &format!(
+                "\nTime about {}, less what is shared; gates come on top",
+                elapsed(seconds / at_a_time as f64)
+            );
         }
         None if !todo.is_empty() => text += "\nTime: add --timed, which does a sample of every job",
         None => {}
@@ -122,8 +125,17 @@ pub(super) fn plan_code(jobs: &[Prepared]) -> u8 {
 
 /// What was done.
 pub(super) fn summary(summary: &Summary) -> String {
-    let mut table =
-        Table::new(&["job", "status", ">size", ">bits", ">weight error", ">KL divergence", ">fallbacks", ">time", ">peak"]);
+    let mut table = Table::new(&[
+        "job",
+        "status",
+        ">size",
+        ">bits",
+        ">weight error",
+        ">KL divergence",
+        ">fallbacks",
+        ">time",
+        ">peak",
+    ]);
     for job in &summary.jobs {
         table.row(cells(job));
     }
