@@ -116,15 +116,21 @@ impl Launcher {
         }
     }
 
-    /// Runs one command to its end. `hear` gets its reports and the most memory that it has had so far.
+    /// Runs one command to its end, with a file for what it says and a folder for its temporary files. `hear` gets its reports and the most memory
+    /// that it has had so far.
     ///
     /// # Errors
     /// [`PipelineError::Job`] with what it said, [`PipelineError::Killed`], [`Error::Interrupted`].
-    pub fn run(&self, words: &[OsString], log: &Path, mut hear: impl FnMut(&Report, u64)) -> Result<Ended> {
+    pub fn run(
+        &self,
+        words: &[OsString],
+        (log, temporary): (&Path, &Path),
+        mut hear: impl FnMut(&Report, u64),
+    ) -> Result<Ended> {
         let mut log_file = File::options().append(true).create(true).open(log).map_err(Error::io(log, "open"))?;
         let said = words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
         writeln!(log_file, "$ tcq4 {said}").map_err(Error::io(log, "write to"))?;
-        let mut child = self.start(words)?;
+        let mut child = self.start(words, temporary)?;
         let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
             return Err(PipelineError::NoRecord.into()); // both are pipes
         };
@@ -160,10 +166,11 @@ impl Launcher {
         Ok(Ended { record, code, peak_memory: peak })
     }
 
-    fn start(&self, words: &[OsString]) -> Result<Child> {
+    fn start(&self, words: &[OsString], temporary: &Path) -> Result<Child> {
         let mut command = Command::new(&self.program);
         command.args(words).args(&self.options).env(PARENT, std::process::id().to_string());
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        command.env("TMPDIR", temporary);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // A group of its own: the interruption of a terminal comes to us alone, and is passed on once.
         command.process_group(0);
@@ -231,7 +238,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let launcher = Launcher::new("/bin/sh".into(), Vec::new());
         let (mut heard, log) = (Vec::new(), dir.path().join("log"));
-        let ended = launcher.run(&["-c".into(), script.into()], &log, |report, _| heard.push(report.clone()));
+        let ended =
+            launcher.run(&["-c".into(), script.into()], (&log, dir.path()), |report, _| heard.push(report.clone()));
         assert!(launcher.lock().pids.is_empty());
         (ended, heard, std::fs::read_to_string(log).unwrap())
     }

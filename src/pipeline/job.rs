@@ -52,10 +52,29 @@ pub enum Finish {
     Rejected(Known),
 }
 
+/// A folder that is empty at first, and gone at the end; what a killed run left in it goes too.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn create(path: PathBuf) -> Result<Self> {
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).map_err(Error::io(&path, "create the folder"))?;
+        // Jobs run in the folder of the batch, but their temporary files need not.
+        std::path::absolute(&path).map(Self).map_err(Error::io(&path, "find"))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 /// One job at work.
 struct Work<'a> {
     shop: &'a Workshop<'a>,
     prepared: &'a Prepared,
+    temporary: &'a Path,
     key: &'a Key,
     estimate: &'a Estimate,
     known: Known,
@@ -72,10 +91,18 @@ pub fn run(shop: &Workshop<'_>, prepared: &Prepared) -> Result<Finish> {
     let busy = || PipelineError::Busy { output: prepared.task.output.clone() };
     let Some(_lock) = prepared.job.lock()? else { return Err(busy().into()) };
     let before = prepared.job.load()?;
+    let temporary = Temporary::create(shop.folder.temporary(&prepared.job))?;
     if let Verdict::Known(known) = verdict(before.clone(), key, &prepared.task.output, shop.force)? {
         return Ok(if known.stage == Stage::Done { Finish::Elsewhere(*known) } else { Finish::Rejected(*known) });
     }
-    let mut work = Work { shop, prepared, key, estimate, known: Known::new(Stage::Begun, &key.output, &key.gates) };
+    let mut work = Work {
+        shop,
+        prepared,
+        temporary: &temporary.0,
+        key,
+        estimate,
+        known: Known::new(Stage::Begun, &key.output, &key.gates),
+    };
     work.take_up(before);
     loop {
         work.known.numbers.attempts += 1;
@@ -221,7 +248,7 @@ impl Work<'_> {
         let mut teller = Teller { listener, job, phase: None };
         let log = self.shop.folder.log(&self.prepared.job);
         let peak = &mut self.known.numbers.peak_memory;
-        let ended = self.shop.launcher.run(words, &log, |report, so_far| {
+        let ended = self.shop.launcher.run(words, (&log, self.temporary), |report, so_far| {
             *peak = so_far.max(*peak);
             teller.tell(report, so_far);
         })?;
@@ -240,6 +267,8 @@ impl Work<'_> {
         self.known.owned.clone_from(&self.known.stamp);
         self.known.stage = Stage::Done;
         self.known.message = None;
+        // Before it is said to be done: nobody would look for it after that.
+        let _ = fs::remove_dir_all(self.temporary);
         self.save()?;
         Ok(self.known)
     }

@@ -25,7 +25,7 @@ impl Folder {
     /// # Errors
     /// What the operating system says.
     pub fn create(root: &Path) -> Result<Self> {
-        for part in ["jobs", "hashes", "statistics", "recipes", "logs"] {
+        for part in ["jobs", "hashes", "statistics", "recipes", "logs", "temporary"] {
             let path = root.join(part);
             fs::create_dir_all(&path).map_err(Error::io(&path, "create the folder"))?;
         }
@@ -50,6 +50,11 @@ impl Folder {
     /// What mixed precision found out for the job of this output key.
     pub fn sensitivities(&self, key: &str) -> PathBuf {
         self.root.join("statistics").join(format!("{}.sensitivities.json", short(key)))
+    }
+
+    /// Where the processes of a job put temporary files: whoever holds the lock of the job may clear it.
+    pub fn temporary(&self, job: &Job) -> PathBuf {
+        self.root.join("temporary").join(&job.id)
     }
 
     /// What the processes of a job said.

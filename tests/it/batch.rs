@@ -13,8 +13,12 @@ use crate::support::tiny_model::TinyModel;
 
 /// Two jobs that share statistics, one of them gated.
 fn two_jobs() -> String {
+    jobs_of("\"fast\", \"best\"")
+}
+
+fn jobs_of(presets: &str) -> String {
     format!(
-        "output = \"out/{{name}}-{{preset}}.gguf\"\npresets = [\"fast\", \"best\"]\n{}[[model]]\npath = \"{}\"\n\
+        "output = \"out/{{name}}-{{preset}}.gguf\"\npresets = [{presets}]\n{}[[model]]\npath = \"{}\"\n\
          [model.gates]\nmax-kld = 0.5\ntexts = [\"{}\"]\nchunks = 1\nctx = 32\n",
         calibration(),
         fixture("models/tiny-llama-f16.gguf").display(),
@@ -126,23 +130,28 @@ fn what_is_done_is_not_done_again_and_what_changed_is() {
 /// Runs that are killed at times that a seed chose, each twice, end in the bytes of a run that was not.
 #[test]
 fn thirty_kills_change_nothing() {
-    let whole = dir(&two_jobs());
-    let started = Instant::now();
-    whole.tcq4("batch b.toml --jobs 2").ok();
-    let (length, expected) = (started.elapsed().as_secs_f64(), outputs(&whole));
     let mut rng = ChaCha8Rng::seed_from_u64(30);
     let mut cut = 0;
-    for point in 0..30 {
-        let dir = dir(&two_jobs());
-        for _ in 0..2 {
-            let mut child = dir.start("batch b.toml --jobs 2");
-            std::thread::sleep(Duration::from_secs_f64(length * rng.random::<f64>()));
-            child.kill().unwrap();
-            cut += usize::from(!child.wait().unwrap().success());
+    for (presets, points) in [("\"fast\", \"balanced\"", 24), ("\"fast\", \"best\"", 6)] {
+        let batch = jobs_of(presets);
+        let whole = dir(&batch);
+        let started = Instant::now();
+        whole.tcq4("batch b.toml --jobs 2").ok();
+        let (length, expected) = (started.elapsed().as_secs_f64(), outputs(&whole));
+        for point in 0..points {
+            let dir = dir(&batch);
+            for _ in 0..2 {
+                let mut child = dir.start("batch b.toml --jobs 2");
+                std::thread::sleep(Duration::from_secs_f64(length * rng.random::<f64>()));
+                child.kill().unwrap();
+                cut += usize::from(!child.wait().unwrap().success());
+            }
+            let done = dir.tcq4("batch b.toml --jobs 2");
+            assert_eq!(done.code, Some(0), "{presets}, point {point}: {}", done.stderr);
+            assert!(outputs(&dir) == expected, "{presets}, point {point}");
+            let left = std::fs::read_dir(dir.file(".tcq4-batch/temporary")).unwrap().count();
+            assert_eq!(left, 0, "{presets}, point {point}: temporary files");
         }
-        let done = dir.tcq4("batch b.toml --jobs 2");
-        assert_eq!(done.code, Some(0), "point {point}: {}", done.stderr);
-        assert!(outputs(&dir) == expected, "point {point}");
     }
     assert!(cut >= 30, "only {cut} of 60 runs were cut short");
 }
@@ -162,7 +171,7 @@ fn two_batches_share_the_work() {
         .filter(|event| event["event"] == "job-begin")
         .map(|event| event["job"].as_str().unwrap().to_owned())
         .collect();
-    assert_eq!(begun.iter().collect::<BTreeSet<_>>().len(), 2, "{begun:?}");
+    assert_eq!((begun.len(), begun.iter().collect::<BTreeSet<_>>().len()), (2, 2), "each was done once: {begun:?}");
 }
 
 #[test]
