@@ -361,7 +361,7 @@ template <typename act> struct tcq4_gemm_sums_blocked {
 
     __device__ __forceinline__ void add(const tcq4_gemm_stage<act> & stage, const tcq4_gemm_table<false> & table, int half, tcq4_gemm_place at, bool zeros) {
         const int lane = threadIdx.x & 31;
-#pragma unroll
+#pragma unroll 2 // with all four, registers do not suffice on sm_120
         for (int g = 0; g < 4; ++g) {
             tcq4_gemm_weights<tcq4_gemm_of<act>::words> weights[2];
             int codes[2][2]; // of rows r and r + 8
