@@ -188,40 +188,48 @@ static __device__ __forceinline__ void tcq4_gemm_mul(int (&d)[4], const tcq4_gem
 
 // --- shared memory ---
 
-template <typename chunk> static __device__ __forceinline__ const void * tcq4_tail_source(const chunk & act, int half, int quad) {
-    return quad == 0 ? &act.scale[4*half] : &act.sum[4*half];
-}
-static __device__ __forceinline__ const void * tcq4_tail_source(const tcq4_block4 & act, int, int quad) { return &act.codes[32] + 4*quad; }
-static __device__ __forceinline__ const void * tcq4_tail_source(const tcq4_block8 & act, int, int quad) { return &act.codes[64] + 4*quad; }
+// Where a thread copies from: two threads have a token, sixteen a stripe. Tokens and rows that are not there are copies of the last ones.
+template <typename act> struct tcq4_gemm_source {
+    const char * token;
+    const char * tile;
 
-// Starts the copies of a half chunk. Tokens and rows that are not there are copies of the last ones.
-template <typename act>
-static __device__ __forceinline__ void tcq4_gemm_copy(
-        tcq4_gemm_stage<act> & stage, const tcq4_gemm_job<act> & job, int chunk, int half, int first_product, int first_row) {
-    constexpr int words  = tcq4_gemm_of<act>::words;
-    constexpr int pieces = words/4 + 2; // of 16 bytes: codes, two for the tail
-    for (int i = threadIdx.x; i < TCQ4_GEMM_TOKENS*pieces; i += TCQ4_GEMM_THREADS) {
-        const int token   = i/pieces;
-        const int piece   = i%pieces;
-        const int product = first_product + token < job.end ? first_product + token : job.end - 1;
-        const int source  = job.sources ? job.sources[product] : product;
-        const act & from  = job.acts[(int64_t) source*job.chunks + chunk];
-        if (piece < words/4) {
-            tcq4_copy16(&stage.codes[token][4*piece], &from.codes[words*half + 4*piece]);
-        } else {
-            tcq4_copy16(&stage.tails[token][4*(piece - words/4)], tcq4_tail_source(from, half, piece - words/4));
+    __device__ __forceinline__ tcq4_gemm_source(const tcq4_gemm_job<act> & job, int first_product, int first_row) {
+        const int product = first_product + (int) threadIdx.x/2 < job.end ? first_product + (int) threadIdx.x/2 : job.end - 1;
+        const int last    = job.rows/TCQ4_ROWS - 1;
+        const int stripe  = first_row/TCQ4_ROWS + (int) threadIdx.x/16 < last ? first_row/TCQ4_ROWS + (int) threadIdx.x/16 : last;
+        token = (const char *) &job.acts[(int64_t) (job.sources ? job.sources[product] : product)*job.chunks];
+        tile  = (const char *) &job.tiles[(int64_t) stripe*job.chunks];
+    }
+
+    // Starts the copies of a half of this chunk.
+    __device__ __forceinline__ void copy(tcq4_gemm_stage<act> & stage, int half) const {
+        constexpr int words   = tcq4_gemm_of<act>::words;
+        constexpr int grouped = tcq4_gemm_of<act>::grouped;
+        const int side = threadIdx.x%2;
+        const int own  = threadIdx.x/2;
+        const int part = threadIdx.x%16;
+        const char * codes = token + 4*words*half + 16*side;
+#pragma unroll
+        for (int i = 0; i < words/8; ++i) {
+            tcq4_copy16(&stage.codes[own][4*side + 8*i], codes + 32*i);
+        }
+        if (grouped || half == 1) { // four scales and four sums of this half, or the end of the block
+            tcq4_copy16(&stage.tails[own][4*side], token + 8*words + (grouped ? 32*side + 16*half : 16*side));
+        }
+        char * stripe = (char *) &stage.stripes[threadIdx.x/16] + 16*part;
+        const char * from = tile + 512*half + 16*part;
+        tcq4_copy16(stripe,       from);
+        tcq4_copy16(stripe + 256, from + 256);
+        if (part < 10) {
+            tcq4_copy16(stripe + 512, tile + 1024 + 16*part);
         }
     }
-    constexpr int parts = sizeof(tcq4_gemm_stripe)/16;
-    for (int i = threadIdx.x; i < TCQ4_GEMM_ROWS/TCQ4_ROWS*parts; i += TCQ4_GEMM_THREADS) {
-        const int stripe = i/parts;
-        const int part   = i%parts;
-        const int last   = job.rows/TCQ4_ROWS - 1;
-        const int number = first_row/TCQ4_ROWS + stripe < last ? first_row/TCQ4_ROWS + stripe : last;
-        const char * from = (const char *) &job.tiles[(int64_t) number*job.chunks + chunk];
-        tcq4_copy16((char *) &stage.stripes[stripe] + 16*part, from + (part < 32 ? 512*half + 16*part : 512 + 16*part));
+
+    __device__ __forceinline__ void next_chunk() {
+        token += sizeof(act);
+        tile  += TCQ4_TILE_BYTES;
     }
-}
+};
 
 TCQ4_STATIC_ASSERT(sizeof(tcq4_gemm_stripe) == 512 + TCQ4_TILE_BYTES - 1024, "wrong size of half a tile");
 
@@ -397,20 +405,21 @@ template <typename act> struct tcq4_gemm_sums_blocked {
         }
     }
 
-    // Scales the sums of the chunk and begins anew. Integers become floats by the magic number: they are below 2^21.
+    // Scales the sums of the chunk and begins anew.
     template <bool zeros> __device__ __forceinline__ void settle(const tcq4_gemm_stage<act> & stage, tcq4_gemm_place at) {
         const int lane = threadIdx.x & 31;
         const int part = lane%4;
         const int r    = lane/4;
-        float    s[2][2], z[2][2]; // of rows r and r + 8
+        float    s[2][2], z[2][2], shift[2][2]; // of rows r and r + 8; shift: -magic*z
         uint32_t zero_codes[2][2];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 const tcq4_gemm_stripe & stripe = stage.stripes[at.row/TCQ4_ROWS + 2*i + h];
-                s[i][h] = tcq4_wide(stripe.scale[r])*(1.0f/127);
-                z[i][h] = zeros ? tcq4_wide(stripe.zero[r])*(1.0f/127) : 0.0f;
+                s[i][h] = tcq4_wide(stripe.scale[r])*(1.0f/127/(1 << tcq4_gemm_of<act>::unit_bits));
+                z[i][h] = zeros ? tcq4_short_step(tcq4_wide(stripe.zero[r])*(1.0f/127)) : 0.0f;
+                shift[i][h] = tcq4_mul(-TCQ4_MAGIC, z[i][h]);
                 zero_codes[i][h] = zeros ? tcq4_zero_codes(stripe, r, part) : 0;
             }
         }
@@ -427,12 +436,9 @@ template <typename act> struct tcq4_gemm_sums_blocked {
                 }
 #pragma unroll
                 for (int n = 0; n < 4; ++n) {
-                    const int whole = (sums[i][j][n] >> tcq4_gemm_of<act>::unit_bits) + TCQ4_MAGIC_BITS;
-                    float part_sum  = s[i][n/2]*(__int_as_float(whole) - TCQ4_MAGIC);
-                    if (zeros) {
-                        part_sum = fmaf(z[i][n/2], __int_as_float(d[n]) - TCQ4_MAGIC, part_sum);
-                    }
-                    y[i][j][n] = fmaf(scale[n%2], part_sum, y[i][j][n]);
+                    const float sum   = (float) sums[i][j][n];
+                    const float total = zeros ? fmaf(s[i][n/2], sum, fmaf(__int_as_float(d[n]), z[i][n/2], shift[i][n/2])) : s[i][n/2]*sum;
+                    y[i][j][n] = fmaf(scale[n%2], total, y[i][j][n]);
                     sums[i][j][n] = 0;
                 }
             }
@@ -454,20 +460,24 @@ static __device__ __forceinline__ void tcq4_gemm_block(tcq4_gemm_shared<act> & s
     const tcq4_gemm_place at = { 32*(warp%4), 64*(warp/4) };
 
     typename tcq4_gemm_sums_of<tcq4_gemm_of<act>::grouped, act>::type sums = {};
-    tcq4_gemm_copy(shared.stages[0], job, 0, 0, first_product, first_row);
+    tcq4_gemm_source<act> source(job, first_product, first_row);
+    source.copy(shared.stages[0], 0);
     for (int step = 0; step < steps; ++step) {
         tcq4_gemm_stage<act> & stage = shared.stages[step%TCQ4_GEMM_STAGES];
         const int next = step + 1;
         tcq4_copies_wait();
         __syncthreads(); // this half is there, and the one before has been read
+        if (next%2 == 0) {
+            source.next_chunk();
+        }
         if (TCQ4_GEMM_STAGES > 1 && next < steps) {
-            tcq4_gemm_copy(shared.stages[next%TCQ4_GEMM_STAGES], job, next/2, next%2, first_product, first_row);
+            source.copy(shared.stages[next%TCQ4_GEMM_STAGES], next%2);
         }
         const bool zeros = __syncthreads_or(tcq4_gemm_prepare(shared, stage, step%2));
         sums.add(stage, shared.table, step%2, at, zeros);
         if (TCQ4_GEMM_STAGES == 1 && next < steps) {
             __syncthreads();
-            tcq4_gemm_copy(stage, job, next/2, next%2, first_product, first_row);
+            source.copy(stage, next%2);
         }
     }
 
