@@ -6,6 +6,7 @@ import re
 import sys
 
 RECORD = pathlib.Path("benches/record/sass.tsv")
+# calls: subroutines in the kernel, such as the slow path of a division or an emulated instruction.
 COLUMNS = ["arch", "kernel", "registers", "shared", "spilled", "local", "calls", "instructions", "mma"]
 # What the record is kept for; instruction counts move with every version of the compiler and are there to be read.
 FIXED = ["registers", "shared"]
@@ -54,7 +55,7 @@ def rows(folder):
                 "kernel": kernel,
                 **used,
                 "local": base["LDL"] + base["STL"],
-                "calls": base["CALL"],
+                "calls": base["RET"],
                 "instructions": sum(count.values()) - base["NOP"],
                 "mma": ", ".join(f"{name} x {n}" for name, n in sorted(mma.items())) or "-",
             })
@@ -71,7 +72,7 @@ def complaints(row):
         if ("S4.S4" in row["mma"]) != (native and of_int4):
             yield f"INT4 instructions wanted: {native and of_int4}; found: {row['mma']}"
         if row["calls"] != "0":
-            yield f"{row['calls']} calls: an instruction is emulated"
+            yield f"{row['calls']} subroutines: an instruction is emulated"
         if row["mma"] == "-":
             yield "no tensor core instructions"
 

@@ -104,6 +104,22 @@ template <int span> static __device__ __forceinline__ unsigned long long tcq4_ex
     return best;
 }
 
+// The magnitude alone, which symmetric codes need.
+template <int span> static __device__ __forceinline__ uint32_t tcq4_largest_bits(const float (&v)[8]) {
+    uint32_t best = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        const uint32_t bits = tcq4_bits_of_float(v[i]) & 0x7fffffffu;
+        best = bits > best ? bits : best;
+    }
+#pragma unroll
+    for (int h = 1; h < span/8; h *= 2) {
+        const uint32_t other = __shfl_xor_sync(TCQ4_ALL_LANES, best, h);
+        best = other > best ? other : best;
+    }
+    return best;
+}
+
 // Writes the codes of lane's 8 values: four bits each, or bytes with the even elements before the odd ones.
 static __device__ __forceinline__ void tcq4_put_codes(uint32_t (&codes)[32], const int (&q)[8], int lane) {
     uint32_t word = 0;
@@ -151,7 +167,7 @@ static __device__ __forceinline__ void tcq4_round_values(float (&v)[8], int lane
     constexpr float top      = rule == TCQ4_RULE_INT8 ? 127.0f : 7.0f;
     constexpr float low      = has_sign ? -8.0f : -top;
 
-    const unsigned long long extreme = tcq4_extreme<span>(v, lane);
+    const unsigned long long extreme = has_sign ? tcq4_extreme<span>(v, lane) : (unsigned long long) tcq4_largest_bits<span>(v) << 32;
     const float largest = tcq4_float_of_bits((uint32_t) (extreme >> 32));
     float scale;
     float inverse;

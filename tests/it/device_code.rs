@@ -81,6 +81,14 @@ fn products_on_the_device_are_those_of_f64() {
     check_device("check_products.cpp", &[]);
 }
 
+#[test]
+fn every_rung_of_the_ladders_is_right() {
+    for ladder in ["cuda/dev/ladder_activations.cu", "cuda/dev/ladder_mul_mat.cu"] {
+        let flags = ["-std=c++20", "-Wno-unknown-pragmas", "-I", "cuda/include", "-x", "c++"];
+        Machine::own().run(&flags, &[ladder.into()], &[]);
+    }
+}
+
 /// Weights that are hard to encode: rows of very different kinds, for every 8 rows once.
 fn hard_weights(random: &mut ChaCha8Rng, rows: usize, columns: usize) -> Vec<f32> {
     let mut weights = Vec::with_capacity(rows * columns);
