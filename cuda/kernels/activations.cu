@@ -8,6 +8,7 @@
 // multiprocessor, where random banks of shared memory give about 9.
 // Bound: memory; reads 4 (f16: 2) bytes and writes 1.25 (INT8), 0.75 (INT4), 0.625 (block4), 1.125 (block8) bytes a channel.
 // Tolerance: none, codes and scales are the bits of tcq4_act_symmetric() and tcq4_act_signed().
+// Predicted on an H200, not measured: INT8, permuted and staged: 75 to 90 % of copy bandwidth from 256 tokens on; 1 token of 4096 channels: 3 to 4 us with the launch.
 
 #include "tcq4_act.cuh"
 

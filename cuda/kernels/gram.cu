@@ -9,6 +9,7 @@
 // Launch: b*(b + 1)/2 blocks of 256 threads, b = k/128. The blocks on the diagonal are written whole.
 // Bound: f32; 64 FMA for 4 reads of 16 bytes. Each call reads and writes 8 bytes an element beside: give it 256 to 4096 tokens.
 // Tolerance: 4e-6 of sqrt(gram[i][i]*gram[j][j]) for up to 4096 tokens (4096 additions in f32).
+// Predicted on an H200, not measured: 45 to 55 Tflop/s of the lower triangle.
 
 #include "tcq4_device.cuh"
 

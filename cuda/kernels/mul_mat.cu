@@ -7,6 +7,7 @@
 // Launch: (ceil(tokens/128), ceil(rows/128)) blocks of 256 threads, dynamic shared memory as in the table of ../README.md.
 // Bound: block4, block8: issue slots, about ten for an mma of 8192 operations beside it; int8, int4: f32 FMA, two for each result and group.
 // Tolerance: 1e-5 of the root mean square of y, from the order of f32 additions and steps of 22 bits.
+// Predicted on an H200, not measured: block8: 770 TOPS without zero points, 670 with; int8: 600 and 440. sm_86, block4: 85 % and 73 % of the INT4 peak at most.
 
 #include "tcq4_gemm.cuh"
 

@@ -6,6 +6,7 @@
 // blocks beyond the products of their expert end at once, so a bound that is too high costs little.
 // Bound: as mul_mat; with few products an expert, memory: the weights of all experts that have any.
 // Tolerance: sort: none; products as mul_mat.
+// Predicted on an H200, not measured: as mul_mat, less what the last block of each expert leaves empty.
 
 #include "tcq4_gemm.cuh"
 

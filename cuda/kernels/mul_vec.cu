@@ -7,6 +7,7 @@
 // it rounds all tokens itself, which costs it about what 8 rows of weights cost, but saves a launch and the wait for it, and asks for its weights first.
 // Bound: memory, 1184 bytes of weights for 2048 weights. From 4 tokens on, the f32 and dp4a instructions of narrow devices.
 // Tolerance: 1e-5 of the root mean square of y, from the order of f32 additions; rounded activations are the same bits as those of kernels/activations.cu.
+// Predicted on an H200, not measured: 1 token, INT8: 65 % of copy bandwidth for 4096 x 4096, 85 % for 14336 x 14336.
 
 #include "tcq4_mul_vec.cuh"
 

@@ -8,6 +8,7 @@
 // Mapping and launch: channel_max: (k/256, slices) blocks, a thread a channel. rank, scales: k/256 blocks, a thread a channel; the rank is counted
 // (k comparisons a channel, 0.2e9 for k = 14336), which is deterministic and needs no room. round: a block of 256 threads a token.
 // Bound: memory, but rank: integer comparisons. Tolerance: maxima, order and scales exact; codes and token scales the bits of the scalar formulas.
+// Predicted on an H200, not measured: not counted: for comparison only.
 
 #include "tcq4_act.cuh"
 
