@@ -42,6 +42,9 @@ static __device__ __forceinline__ uint16_t tcq4_narrow(float x) {
 
 static __device__ __forceinline__ float tcq4_load(const uint16_t * x) { return tcq4_wide(*x); }
 
+static __device__ __forceinline__ void tcq4_put(float    * y, float x) { *y = x; }
+static __device__ __forceinline__ void tcq4_put(uint16_t * y, float x) { *y = tcq4_narrow(x); }
+
 // Eight consecutive values; x is aligned to them.
 static __device__ __forceinline__ void tcq4_load8(const float * x, float (&v)[8]) {
     const float4 low  = ((const float4 *) x)[0];
