@@ -4,5 +4,16 @@
 //! is the business of higher floors.
 
 mod cache;
+pub mod compile;
+mod gpu;
+pub mod kernels;
+mod launch;
+mod launch_calibration;
 mod library;
 pub mod nvrtc;
+pub mod shapes;
+pub mod sources;
+
+pub use gpu::{Buffer, Facts, Gpu, Plain, Queue, Setup};
+pub use launch::{Encoded, Sorted};
+pub use launch_calibration::Rows;

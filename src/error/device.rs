@@ -132,11 +132,11 @@ impl DeviceError {
     pub fn hint(&self) -> Option<String> {
         let text = match self {
             DeviceError::NoDriver { .. } => {
-                "run this on a machine with an NVIDIA GPU; `tcq4 kernels check --compile-only` needs none"
+                "run this on a machine with an NVIDIA GPU; `tcq4 kernels compile` needs none"
             }
             DeviceError::OldDriver { .. } => "a driver of CUDA 12.0 or later is needed",
             DeviceError::NoDevice { .. } => {
-                "see what `nvidia-smi` lists, and whether CUDA_VISIBLE_DEVICES hides the GPU; `tcq4 kernels check --compile-only` needs none"
+                "see what `nvidia-smi` lists, and whether CUDA_VISIBLE_DEVICES hides the GPU; `tcq4 kernels compile` needs none"
             }
             DeviceError::NoLibrary { .. } => {
                 "install it (NVRTC and cuBLAS come with the CUDA toolkit and as Python packages), and name its folder with --nvrtc-dir or TCQ4_NVRTC_DIR"
