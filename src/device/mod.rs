@@ -4,6 +4,7 @@
 //! is the business of higher floors.
 
 mod cache;
+pub mod check;
 pub mod compile;
 mod gpu;
 pub mod kernels;
@@ -11,6 +12,7 @@ mod launch;
 mod launch_calibration;
 mod library;
 pub mod nvrtc;
+mod oracle;
 pub mod shapes;
 pub mod sources;
 

@@ -66,11 +66,11 @@ pub struct Block4 {
     pub rest: [u32; 3],
 }
 
-/// [`Block4`] with a byte for each code.
+/// [`Block4`] with a byte for each code, in the places of [`Act8`].
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Block8 {
-    /// A code a byte.
+    /// A code a byte, as in [`Act8`].
     pub codes: [i8; CHUNK],
     /// What a code is multiplied with.
     pub scale: f32,

@@ -9,12 +9,27 @@ macro_rules! embedded {
 }
 
 /// The headers: names and texts.
-pub const HEADERS: &[(&str, &str)] = embedded!("include":
-    "tcq4_act.cuh", "tcq4_decode.cuh", "tcq4_device.cuh", "tcq4_k32.h", "tcq4_mul_mat.cuh", "tcq4_mul_vec.cuh");
+pub const HEADERS: &[(&str, &str)] = embedded!("include": "tcq4_act.cuh",
+    "tcq4_decode.cuh",
+    "tcq4_device.cuh",
+    "tcq4_encode.cuh",
+    "tcq4_gemm.cuh",
+    "tcq4_k32.h",
+    "tcq4_mul_mat.cuh",
+    "tcq4_mul_vec.cuh");
 
 /// The files with kernels: names and texts.
-pub const FILES: &[(&str, &str)] = embedded!("kernels":
-    "activations.cu", "dequantize.cu", "fwht.cu", "gather.cu", "gram.cu", "mul_vec.cu", "smooth.cu", "statistics.cu");
+pub const FILES: &[(&str, &str)] = embedded!("kernels": "activations.cu",
+    "dequantize.cu",
+    "encode.cu",
+    "fwht.cu",
+    "gather.cu",
+    "gram.cu",
+    "mul_mat.cu",
+    "mul_mat_id.cu",
+    "mul_vec.cu",
+    "smooth.cu",
+    "statistics.cu");
 
 /// What is compiled for a file; an empty text for a name that is not among [`FILES`], which a test rules out for every kernel.
 pub fn unit(file: &'static str) -> Unit<'static> {
