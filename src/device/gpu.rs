@@ -15,7 +15,7 @@ use cudarc::driver::sys::{
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DriverError, result, sys};
 use cudarc::nvrtc::Ptx;
 
-use super::kernels::Kernel;
+use super::kernels::{Kernel, find};
 use super::nvrtc::{Architecture, Compiler, Image};
 use super::sources;
 use crate::error::DeviceError;
@@ -168,6 +168,14 @@ impl Gpu {
             allowed.map_err(refused(format!("give {shared} B of shared memory to {}", kernel.name)))?;
         }
         Ok(function)
+    }
+
+    /// Compiles and loads the file of a kernel, if that has not been done.
+    ///
+    /// # Errors
+    /// What the compiler or the driver says.
+    pub fn prepare(&self, kernel: &str) -> Result<(), DeviceError> {
+        self.function(find(kernel)?, 0).map(drop)
     }
 
     fn module(&self, file: &'static str) -> Result<Arc<CudaModule>, DeviceError> {
