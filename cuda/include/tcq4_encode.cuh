@@ -163,11 +163,11 @@ static __device__ __forceinline__ tcq4_fit tcq4_fit_codes(const float (&centred)
         product [i%2] = tcq4_add_exact(product [i%2], tcq4_mul_exact(code, centred[i]));
     }
     tcq4_fit fit;
-    fit.mean_code = tcq4_mul_exact(tcq4_add_exact(code_sum[0], code_sum[1]), 1.0f/TCQ4_GROUP);
+    fit.mean_code = tcq4_mul_exact(tcq4_add_exact(code_sum[0], code_sum[1]), 1.0f/32);
     const float sum_sq = tcq4_add_exact(code_sq[0], code_sq[1]);
     const float both   = tcq4_add_exact(product[0], product[1]);
     // The spread of integers that are not all equal is at least 31/32.
-    const float spread = tcq4_max(tcq4_sub_exact(sum_sq, tcq4_mul_exact(tcq4_mul_exact(fit.mean_code, fit.mean_code), (float) TCQ4_GROUP)), 0.5f);
+    const float spread = tcq4_max(tcq4_sub_exact(sum_sq, tcq4_mul_exact(tcq4_mul_exact(fit.mean_code, fit.mean_code), 32.0f)), 0.5f);
     fit.step = tcq4_div_exact(both, spread);
     fit.gain = tcq4_mul_exact(fit.step, both);
     return fit;
@@ -190,7 +190,7 @@ static __device__ __forceinline__ tcq4_grid tcq4_search(const float (&v)[TCQ4_GR
         high = tcq4_max(high, v[i]);
         sum  = tcq4_add_exact(sum, v[i]);
     }
-    const float mean = tcq4_mul_exact(sum, 1.0f/TCQ4_GROUP);
+    const float mean = tcq4_mul_exact(sum, 1.0f/32);
     float centred[TCQ4_GROUP];
 #pragma unroll
     for (int i = 0; i < TCQ4_GROUP; ++i) {
