@@ -267,7 +267,8 @@ impl Bench<'_> {
             }
             self.fused(Shape { rows: k, chunks: k / 256, tokens: 1 })?;
         }
-        Ok(())
+        // The shape that llama.cpp measures itself by.
+        self.vec::<Act8>(Shape { rows: 4096, chunks: 14336 / 256, tokens: 1 })
     }
 
     fn vec<A: Activations>(&mut self, shape: Shape) -> Result<(), DeviceError> {
@@ -317,9 +318,9 @@ impl Bench<'_> {
                 self.mat::<Act8>(shape)?;
                 self.mat::<Act4>(shape)?;
                 if has_int4 {
-                    self.mat::<Block4>(shape)?
+                    self.mat::<Block4>(shape)?;
                 } else {
-                    self.mat::<Block8>(shape)?
+                    self.mat::<Block8>(shape)?;
                 }
                 if let (Ok(blas), true) = (&blas, self.lines.len() > first) {
                     let int8 = self.blas_int8(blas, shape)?;

@@ -63,7 +63,7 @@ pub(super) struct Blas<'a> {
     handle: Handle,
     destroy: unsafe extern "C" fn(Handle) -> Status,
     gemm: GemmEx,
-    _workspace: Buffer<u8>,
+    workspace: Buffer<u8>,
     _library: Open,
 }
 
@@ -97,10 +97,10 @@ impl<'a> Blas<'a> {
         let mut handle = ptr::null_mut();
         // SAFETY: writes the handle.
         check(unsafe { create(&raw mut handle) }, "open cuBLAS")?;
-        let blas = Self { queue, handle, destroy, gemm, _workspace: workspace, _library: library };
+        let blas = Self { queue, handle, destroy, gemm, workspace, _library: library };
         // SAFETY: the handle and the stream exist, and both outlive `blas`.
         check(unsafe { set_stream(handle, queue.stream().cu_stream()) }, "give cuBLAS its stream")?;
-        let room = blas.pointer(&blas._workspace);
+        let room = blas.pointer(&blas.workspace);
         // SAFETY: the workspace is that long and lives as long as the handle.
         check(unsafe { set_workspace(handle, room, WORKSPACE) }, "give cuBLAS its memory")?;
         Ok(blas)

@@ -264,7 +264,7 @@ impl<'a> Queue<'a> {
         let bytes = (len * size_of::<T>()).max(size_of::<T>()).max(1);
         // SAFETY: bytes of any value are valid, as `Plain` says.
         let bytes = unsafe { self.stream.alloc::<u8>(bytes) };
-        let bytes = bytes.map_err(refused(format!("allocate {} values", len)))?;
+        let bytes = bytes.map_err(refused(format!("allocate {len} values")))?;
         Ok(Buffer { bytes, len, of: std::marker::PhantomData })
     }
 

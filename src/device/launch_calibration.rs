@@ -27,6 +27,12 @@ const SLICE: usize = 64;
 /// Rows and columns of a block of a second moment.
 const GRAM_BLOCK: usize = 128;
 
+/// Channels fill the blocks of a kernel. Panics otherwise, as it does for buffers that are too short.
+#[track_caller]
+fn check_channels(k: usize, block: usize) {
+    assert!(k.is_multiple_of(block), "{k} channels, which is no multiple of {block}");
+}
+
 fn slices(tokens: usize) -> usize {
     parts(tokens, SLICE).clamp(1, MAX_SLICES)
 }
@@ -45,7 +51,7 @@ impl Queue<'_> {
         ranges: &mut Buffer<f32>,
     ) -> Result<(), DeviceError> {
         let (k, slices) = (rows.k, slices(rows.tokens));
-        assert!(k.is_multiple_of(CHUNK), "{k} channels");
+        check_channels(k, CHUNK);
         holds("x", x, rows.values());
         holds("sums", sums, 2 * k);
         holds("ranges", ranges, 3 * k);
@@ -64,7 +70,7 @@ impl Queue<'_> {
 
     /// Adds the products of channels to the lower triangle of `gram` (and to all of the 128 x 128 blocks on its diagonal).
     pub fn gram(&self, x: &Buffer<f32>, rows: Rows, gram: &mut Buffer<f64>) -> Result<(), DeviceError> {
-        assert!(rows.k.is_multiple_of(GRAM_BLOCK), "{} channels", rows.k);
+        check_channels(rows.k, GRAM_BLOCK);
         holds("x", x, rows.values());
         holds("gram", gram, rows.k * rows.k);
         let blocks = rows.k / GRAM_BLOCK;
@@ -75,7 +81,7 @@ impl Queue<'_> {
 
     /// Raises the bits of the largest magnitudes of channels; they begin with 0.
     pub fn channel_max(&self, x: &Buffer<f32>, rows: Rows, max_bits: &mut Buffer<u32>) -> Result<(), DeviceError> {
-        assert!(rows.k.is_multiple_of(CHUNK), "{} channels", rows.k);
+        check_channels(rows.k, CHUNK);
         holds("x", x, rows.values());
         holds("max", max_bits, rows.k);
         let grid = Grid { blocks: (rows.k / CHUNK, slices(rows.tokens), 1), threads: 256, shared: 0 };
@@ -92,7 +98,7 @@ impl Queue<'_> {
         order: &mut Buffer<i32>,
         scales: &mut Buffer<f32>,
     ) -> Result<(), DeviceError> {
-        assert!(k.is_multiple_of(CHUNK), "{k} channels");
+        check_channels(k, CHUNK);
         holds("max", max_bits, k);
         holds("order", order, k);
         holds("scales", scales, k);
@@ -110,13 +116,15 @@ impl Queue<'_> {
         (x, scales): (&Buffer<f32>, &Buffer<f32>),
         rows: Rows,
         (codes, token_scales): (&mut Buffer<i8>, &mut Buffer<f32>),
-        y: Option<&mut Buffer<f32>>,
+        mut y: Option<&mut Buffer<f32>>,
     ) -> Result<(), DeviceError> {
         holds("x", x, rows.values());
         holds("scales", scales, rows.k);
         holds("codes", codes, rows.values());
         holds("token scales", token_scales, rows.tokens);
-        y.as_deref().inspect(|y| holds("y", y, rows.values()));
+        if let Some(y) = &mut y {
+            holds("y", y, rows.values());
+        }
         let (x, scales, codes, tokens) = (self.at(x), self.at(scales), self.at(codes), self.at(token_scales));
         let arguments = [x, scales, int(rows.k), codes, tokens, self.maybe(y.as_deref())];
         // SAFETY: as checked.

@@ -235,7 +235,9 @@ pub(super) fn smooth(max: &[f32]) -> (Vec<i32>, Vec<f32>) {
     let mut scales = vec![0.0; max.len()];
     for run in order.chunks(RUN) {
         let largest = max[run[0] as usize].max(FLOOR);
-        run.iter().for_each(|&channel| scales[channel as usize] = largest);
+        for &channel in run {
+            scales[channel as usize] = largest;
+        }
     }
     (order, scales)
 }

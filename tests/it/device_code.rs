@@ -133,8 +133,10 @@ fn tiles_encoded_on_the_device_are_those_of_the_codec() {
     let of_halves: Vec<f32> = hard.iter().map(|&weight| half::f16::from_f32(weight).to_f32()).collect();
     let large: Vec<f32> = (0..8 * 256).map(|_| random.random_range(-20000.0f32..20000.0)).collect();
     let zeros = vec![0.0; 8 * 256];
-    let cases: Vec<u8> =
-        [(hard, 512), (of_halves, 256), (large, 256), (zeros, 256)].iter().flat_map(|(w, k)| encoded_case(w, *k)).collect();
+    let cases: Vec<u8> = [(hard, 512), (of_halves, 256), (large, 256), (zeros, 256)]
+        .iter()
+        .flat_map(|(w, k)| encoded_case(w, *k))
+        .collect();
     let dir = Dir::new();
     let path = dir.write("cases", &cases);
     check_device("check_encode.cpp", &[path.to_str().unwrap()]);

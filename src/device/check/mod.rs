@@ -262,7 +262,7 @@ mod tests {
         };
         let bad = Check { wrong: 2, first: Some("at 3: expected 1, found 2".into()), ..good.clone() };
         let over = Check { overrun: true, ..good.clone() };
-        assert_eq!(verdict(&[good.clone()]), Ok(()));
+        assert_eq!(verdict(std::slice::from_ref(&good)), Ok(()));
         let message = verdict(&[good.clone(), bad, over.clone()]).unwrap_err().to_string();
         assert_eq!(
             message,

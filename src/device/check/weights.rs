@@ -158,9 +158,9 @@ fn decode(run: &mut Run<'_>, shape: Shape) -> Result<(), DeviceError> {
         let mut rows = vec![0.0; shape.rows * shape.k()];
         for (rows, tiles) in rows.chunks_exact_mut(TILE_ROWS * shape.k()).zip(tiles.chunks_exact(shape.chunks)) {
             if rotated {
-                codec.decode_rotated(tiles, shape.k(), rows)
+                codec.decode_rotated(tiles, shape.k(), rows);
             } else {
-                codec.decode_rows(tiles, shape.k(), rows)
+                codec.decode_rows(tiles, shape.k(), rows);
             }
         }
         if ordered {
