@@ -1,7 +1,9 @@
 // Many tokens times a TCQ4 matrix on tensor cores: 128 tokens x 128 rows a block, copies that run ahead, and as little as possible beside the mma.
 //
-// A block of 8 warps goes through K in halves of a chunk (128 columns, 4 groups); a warp makes 64 tokens x 32 rows, 4 x 4 fragments of 16 tokens x 8 rows.
-// Words of weight codes are operands as they lie in the file (INT4) or give two (INT8: even and odd elements as bytes times 16, see tcq4_mul_vec.cuh).
+// A block of 8 warps goes through K in halves of a chunk (128 columns, 4 groups); a warp makes 64 tokens x 32 rows, 2 x 8 fragments of 16 rows x 8 tokens.
+// Weights are the first operand of the mma: words of their codes as they lie in the file (INT4), or two registers for each (INT8: even and odd elements as
+// bytes times 16, see tcq4_mul_vec.cuh). Tokens are the second, whose pair of registers is what a load of 8 bytes gives: as the first operand, with four
+// registers in another order, they cost four moves an mma. Lane 4*r + part has rows r and r + 8 and tokens 2*part and 2*part + 1 of a result.
 //
 // One scale for 256 activations (block4, block8): sums stay integers over the chunk. |sum of dot*sc| <= 8*2048*127 < 2^21 (times 16 or 256 where codes are
 // widened: < 2^29), so a group costs one multiply-add for each result, and floats are made once a chunk. The zero points are an INT8 product
@@ -47,16 +49,17 @@ struct alignas(16) tcq4_gemm_stripe {
 
 template <typename act> struct alignas(16) tcq4_gemm_stage {
     uint32_t         codes[TCQ4_GEMM_TOKENS][tcq4_gemm_of<act>::stride];
-    uint32_t         tails[TCQ4_GEMM_TOKENS][8]; // grouped: 4 scales and 4 sums; else a scale, 8 sums of 16 bits and nothing. See tcq4_tail
+    uint32_t         tails[TCQ4_GEMM_TOKENS][8]; // grouped: 4 scales and 4 sums; else a scale, 8 sums of 16 bits and nothing
     tcq4_gemm_stripe stripes[TCQ4_GEMM_ROWS/TCQ4_ROWS];
 };
 
 // What is worked out once for the four groups of a half.
 template <bool grouped> struct tcq4_gemm_table;
 template <> struct tcq4_gemm_table<true> {
-    float step  [4][TCQ4_GEMM_ROWS];
-    float shift [4][TCQ4_GEMM_ROWS]; // -magic*step
-    float offset[4][TCQ4_GEMM_ROWS];
+    float2 step  [4][TCQ4_GEMM_ROWS]; // and -magic*step
+    float  offset[4][TCQ4_GEMM_ROWS];
+    float  scale [4][TCQ4_GEMM_TOKENS];
+    float  sum   [4][TCQ4_GEMM_TOKENS];
 };
 template <> struct tcq4_gemm_table<false> {
     int scale_code[4][TCQ4_GEMM_ROWS];
@@ -79,121 +82,154 @@ template <typename act> struct tcq4_gemm_job {
     int               first, end; // products
 };
 
-// Word w of a token's tail: every other four tokens have the two quads exchanged, so that 8 tokens lie in different banks.
-template <typename act> static __device__ __forceinline__ uint32_t & tcq4_tail(tcq4_gemm_stage<act> & stage, int token, int w) {
-    return stage.tails[token][w ^ (token & 4)];
-}
-
 // --- tensor cores ---
 
-// d = a*b + c in every result: 16 tokens x 8 rows x 32 columns of INT8; operands as in tcq4_mma_s8.
-static __device__ __forceinline__ void tcq4_gemm_s8(int (&d)[4], const uint2 & low, const uint2 & high, uint32_t even, uint32_t odd, int c) {
+// d = a*b + c in every result, 16 rows x 8 tokens x 32 columns of INT8. a: even elements of rows r and r + 8, odd elements of these; b: even and odd elements.
+static __device__ __forceinline__ void tcq4_gemm_s8(int (&d)[4], const uint32_t (&a)[4], const uint2 & b, int c) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
-        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
-        : "r"(low.x), "r"(high.x), "r"(low.y), "r"(high.y), "r"(even), "r"(odd), "r"(c));
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y), "r"(c));
 #else
     d[0] = d[1] = d[2] = d[3] = c;
-    tcq4_mma_s8(d, low, high, even, odd);
+    tcq4_mma_s8(d, make_uint2(a[0], a[2]), make_uint2(a[1], a[3]), b.x, b.y);
 #endif
 }
 
-// The same of INT4.
-static __device__ __forceinline__ void tcq4_gemm_s4(int (&d)[4], uint32_t low, uint32_t high, uint32_t weights, int c) {
+// The same of INT4, a word for each row and for the token.
+static __device__ __forceinline__ void tcq4_gemm_s4(int (&d)[4], uint32_t low, uint32_t high, uint32_t b, int c) {
 #if TCQ4_NATIVE_INT4 && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm("mma.sync.aligned.m16n8k32.row.col.s32.s4.s4.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %7, %7, %7};"
-        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(low), "r"(high), "r"(weights), "r"(c));
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(low), "r"(high), "r"(b), "r"(c));
 #else
     d[0] = d[1] = d[2] = d[3] = c;
-    tcq4_mma_s4(d, low, high, weights);
+    tcq4_mma_s4(d, low, high, b);
 #endif
 }
 
-// The same of INT8 and depth 16: low, high: columns 4*(lane%4) + 0..3 of tokens lane/4 and lane/4 + 8; weights: those of row lane/4.
-static __device__ __forceinline__ void tcq4_gemm_s8_k16(int (&d)[4], uint32_t low, uint32_t high, uint32_t weights, int c) {
+// The same of INT8 and depth 16: columns 4*(lane%4) + 0..3 of rows lane/4 and lane/4 + 8, and of token lane/4.
+static __device__ __forceinline__ void tcq4_gemm_s8_k16(int (&d)[4], uint32_t low, uint32_t high, uint32_t b, int c) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %7, %7, %7};"
-        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(low), "r"(high), "r"(weights), "r"(c));
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(low), "r"(high), "r"(b), "r"(c));
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
-    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%4, %4};" : "=r"(d[0]), "=r"(d[1]) : "r"(low),  "r"(weights), "r"(c));
-    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%4, %4};" : "=r"(d[2]), "=r"(d[3]) : "r"(high), "r"(weights), "r"(c));
+    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%4, %4};" : "=r"(d[0]), "=r"(d[1]) : "r"(low),  "r"(b), "r"(c));
+    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%4, %4};" : "=r"(d[2]), "=r"(d[3]) : "r"(high), "r"(b), "r"(c));
 #elif defined(TCQ4_EMULATED)
     d[0] = d[1] = d[2] = d[3] = c;
-    emulated_mma_s8_k16(d, low, high, weights);
+    emulated_mma_s8_k16(d, low, high, b);
 #else
-    (void) d; (void) low; (void) high; (void) weights; (void) c; // no tensor cores: never launched
+    (void) d; (void) low; (void) high; (void) b; (void) c; // no tensor cores: never launched
 #endif
 }
 
-// The codes of tokens r and r + 8 (r = lane/4) that a lane brings to the mma of a group: words for INT4, pairs of words for bytes.
-template <int words> struct tcq4_gemm_operand;
+// The operands of a group. words: of the codes of a token's half chunk; INT4 has a word a row, INT8 two.
+template <int words> struct tcq4_gemm_weights;
+template <int words> struct tcq4_gemm_tokens;
 
-template <> struct tcq4_gemm_operand<32> {
-    uint2 low, high;
+// INT8 tokens.
+template <> struct tcq4_gemm_weights<32> {
+    uint32_t a[4];
 
-    __device__ __forceinline__ void load(const uint32_t (*codes)[40], int token, int group, int part) {
-        low  = *(const uint2 *) &codes[token    ][8*group + 2*part];
-        high = *(const uint2 *) &codes[token + 8][8*group + 2*part];
-    }
-    __device__ __forceinline__ void mul(int (&d)[4], uint32_t weights, int c) const {
-        tcq4_gemm_s8(d, low, high, (uint32_t) tcq4_even(weights), (uint32_t) tcq4_odd(weights), c);
+    // The words of rows r and r + 8.
+    __device__ __forceinline__ void set(uint32_t low, uint32_t high) {
+        a[0] = (uint32_t) tcq4_even(low);
+        a[1] = (uint32_t) tcq4_even(high);
+        a[2] = (uint32_t) tcq4_odd(low);
+        a[3] = (uint32_t) tcq4_odd(high);
     }
 };
 
-template <> struct tcq4_gemm_operand<16> {
-    uint32_t low, high;
+template <> struct tcq4_gemm_tokens<32> {
+    uint2 b;
 
-    __device__ __forceinline__ void load(const uint32_t (*codes)[20], int token, int group, int part) {
-        low  = codes[token    ][4*group + part];
-        high = codes[token + 8][4*group + part];
-    }
-    __device__ __forceinline__ void mul(int (&d)[4], uint32_t weights, int c) const {
+    __device__ __forceinline__ void load(const uint32_t * codes, int group, int part) { b = *(const uint2 *) &codes[8*group + 2*part]; }
+};
+
+static __device__ __forceinline__ void tcq4_gemm_mul(int (&d)[4], const tcq4_gemm_weights<32> & weights, const tcq4_gemm_tokens<32> & tokens, int c) {
+    tcq4_gemm_s8(d, weights.a, tokens.b, c);
+}
+
+// INT4 tokens: native, or widened as the weights are.
 #if TCQ4_NATIVE_INT4
-        tcq4_gemm_s4(d, low, high, weights, c);
-#else
-        const uint2 wide_low  = make_uint2((uint32_t) tcq4_even(low),  (uint32_t) tcq4_odd(low));
-        const uint2 wide_high = make_uint2((uint32_t) tcq4_even(high), (uint32_t) tcq4_odd(high));
-        tcq4_gemm_s8(d, wide_low, wide_high, (uint32_t) tcq4_even(weights), (uint32_t) tcq4_odd(weights), c);
-#endif
+template <> struct tcq4_gemm_weights<16> {
+    uint32_t a[2];
+
+    __device__ __forceinline__ void set(uint32_t low, uint32_t high) {
+        a[0] = low;
+        a[1] = high;
     }
 };
+
+template <> struct tcq4_gemm_tokens<16> {
+    uint32_t b;
+
+    __device__ __forceinline__ void load(const uint32_t * codes, int group, int part) { b = codes[4*group + part]; }
+};
+
+static __device__ __forceinline__ void tcq4_gemm_mul(int (&d)[4], const tcq4_gemm_weights<16> & weights, const tcq4_gemm_tokens<16> & tokens, int c) {
+    tcq4_gemm_s4(d, weights.a[0], weights.a[1], tokens.b, c);
+}
+#else
+template <> struct tcq4_gemm_weights<16> : tcq4_gemm_weights<32> {};
+
+template <> struct tcq4_gemm_tokens<16> {
+    uint2 b;
+
+    __device__ __forceinline__ void load(const uint32_t * codes, int group, int part) {
+        const uint32_t word = codes[4*group + part];
+        b = make_uint2((uint32_t) tcq4_even(word), (uint32_t) tcq4_odd(word));
+    }
+};
+
+static __device__ __forceinline__ void tcq4_gemm_mul(int (&d)[4], const tcq4_gemm_weights<16> & weights, const tcq4_gemm_tokens<16> & tokens, int c) {
+    tcq4_gemm_s8(d, weights.a, tokens.b, c);
+}
+#endif
 
 // --- shared memory ---
 
-template <typename chunk> static __device__ __forceinline__ const void * tcq4_tail_source(const chunk & act, int half, int quad) {
-    return quad == 0 ? &act.scale[4*half] : &act.sum[4*half];
-}
-static __device__ __forceinline__ const void * tcq4_tail_source(const tcq4_block4 & act, int, int quad) { return &act.codes[32] + 4*quad; }
-static __device__ __forceinline__ const void * tcq4_tail_source(const tcq4_block8 & act, int, int quad) { return &act.codes[64] + 4*quad; }
+// Where a thread copies from: two threads have a token, sixteen a stripe. Tokens and rows that are not there are copies of the last ones.
+template <typename act> struct tcq4_gemm_source {
+    const char * token;
+    const char * tile;
 
-// Starts the copies of a half chunk. Tokens and rows that are not there are copies of the last ones.
-template <typename act>
-static __device__ __forceinline__ void tcq4_gemm_copy(
-        tcq4_gemm_stage<act> & stage, const tcq4_gemm_job<act> & job, int chunk, int half, int first_product, int first_row) {
-    constexpr int words  = tcq4_gemm_of<act>::words;
-    constexpr int pieces = words/4 + 2; // of 16 bytes: codes, two for the tail
-    for (int i = threadIdx.x; i < TCQ4_GEMM_TOKENS*pieces; i += TCQ4_GEMM_THREADS) {
-        const int token   = i/pieces;
-        const int piece   = i%pieces;
-        const int product = first_product + token < job.end ? first_product + token : job.end - 1;
-        const int source  = job.sources ? job.sources[product] : product;
-        const act & from  = job.acts[(int64_t) source*job.chunks + chunk];
-        if (piece < words/4) {
-            tcq4_copy16(&stage.codes[token][4*piece], &from.codes[words*half + 4*piece]);
-        } else {
-            tcq4_copy16(&tcq4_tail(stage, token, 4*(piece - words/4)), tcq4_tail_source(from, half, piece - words/4));
+    __device__ __forceinline__ tcq4_gemm_source(const tcq4_gemm_job<act> & job, int first_product, int first_row) {
+        const int product = first_product + (int) threadIdx.x/2 < job.end ? first_product + (int) threadIdx.x/2 : job.end - 1;
+        const int last    = job.rows/TCQ4_ROWS - 1;
+        const int stripe  = first_row/TCQ4_ROWS + (int) threadIdx.x/16 < last ? first_row/TCQ4_ROWS + (int) threadIdx.x/16 : last;
+        token = (const char *) &job.acts[(int64_t) (job.sources ? job.sources[product] : product)*job.chunks];
+        tile  = (const char *) &job.tiles[(int64_t) stripe*job.chunks];
+    }
+
+    // Starts the copies of a half of this chunk.
+    __device__ __forceinline__ void copy(tcq4_gemm_stage<act> & stage, int half) const {
+        constexpr int words   = tcq4_gemm_of<act>::words;
+        constexpr int grouped = tcq4_gemm_of<act>::grouped;
+        const int side = threadIdx.x%2;
+        const int own  = threadIdx.x/2;
+        const int part = threadIdx.x%16;
+        const char * codes = token + 4*words*half + 16*side;
+#pragma unroll
+        for (int i = 0; i < words/8; ++i) {
+            tcq4_copy16(&stage.codes[own][4*side + 8*i], codes + 32*i);
+        }
+        if (grouped || half == 1) { // four scales and four sums of this half, or the end of the block
+            tcq4_copy16(&stage.tails[own][4*side], token + 8*words + (grouped ? 32*side + 16*half : 16*side));
+        }
+        char * stripe = (char *) &stage.stripes[threadIdx.x/16] + 16*part;
+        const char * from = tile + 512*half + 16*part;
+        tcq4_copy16(stripe,       from);
+        tcq4_copy16(stripe + 256, from + 256);
+        if (part < 10) {
+            tcq4_copy16(stripe + 512, tile + 1024 + 16*part);
         }
     }
-    constexpr int parts = sizeof(tcq4_gemm_stripe)/16;
-    for (int i = threadIdx.x; i < TCQ4_GEMM_ROWS/TCQ4_ROWS*parts; i += TCQ4_GEMM_THREADS) {
-        const int stripe = i/parts;
-        const int part   = i%parts;
-        const int last   = job.rows/TCQ4_ROWS - 1;
-        const int number = first_row/TCQ4_ROWS + stripe < last ? first_row/TCQ4_ROWS + stripe : last;
-        const char * from = (const char *) &job.tiles[(int64_t) number*job.chunks + chunk];
-        tcq4_copy16((char *) &stage.stripes[stripe] + 16*part, from + (part < 32 ? 512*half + 16*part : 512 + 16*part));
+
+    __device__ __forceinline__ void next_chunk() {
+        token += sizeof(act);
+        tile  += TCQ4_TILE_BYTES;
     }
-}
+};
 
 TCQ4_STATIC_ASSERT(sizeof(tcq4_gemm_stripe) == 512 + TCQ4_TILE_BYTES - 1024, "wrong size of half a tile");
 
@@ -202,79 +238,107 @@ static __device__ __forceinline__ float tcq4_short_step(float step) {
     return tcq4_float_of_bits((tcq4_bits_of_float(step) + 2u) & ~3u);
 }
 
-static __device__ __forceinline__ void tcq4_gemm_enter(tcq4_gemm_table<true> & table, const tcq4_gemm_stripe & stripe, int row, int g, int group, float unit) {
+// Enters a row's scale codes, or steps and offsets, of group `group` as the g-th of the half.
+static __device__ __forceinline__ void tcq4_gemm_enter_row(tcq4_gemm_table<true> & table, const tcq4_gemm_stripe & stripe, int row, int g, int group, float unit) {
     const int   r    = row%TCQ4_ROWS;
     const float step = tcq4_short_step(tcq4_wide(stripe.scale[r])*(1.0f/127)*(float) stripe.scale_code[8*r + group]*unit);
-    table.step  [g][row] = step;
-    table.shift [g][row] = tcq4_mul(-TCQ4_MAGIC, step);
+    table.step  [g][row] = make_float2(step, tcq4_mul(-TCQ4_MAGIC, step));
     table.offset[g][row] = tcq4_wide(stripe.zero[r])*(1.0f/127)*(float) stripe.zero_code[8*r + group];
 }
 
-static __device__ __forceinline__ void tcq4_gemm_enter(tcq4_gemm_table<false> & table, const tcq4_gemm_stripe & stripe, int row, int g, int group, float) {
+static __device__ __forceinline__ void tcq4_gemm_enter_row(tcq4_gemm_table<false> & table, const tcq4_gemm_stripe & stripe, int row, int g, int group, float) {
     table.scale_code[g][row] = stripe.scale_code[8*(row%TCQ4_ROWS) + group];
 }
 
-// Fills the table for a half; gives whether this thread's row has a zero point. A thread does two groups of a row.
+// Enters a token's four scales (quad 0) or sums (quad 1).
+static __device__ __forceinline__ void tcq4_gemm_enter_token(tcq4_gemm_table<true> & table, const uint32_t * tail, int token, int quad) {
+#pragma unroll
+    for (int g = 0; g < 4; ++g) {
+        (quad ? table.sum : table.scale)[g][token] = tcq4_float_of_bits(tail[4*quad + g]);
+    }
+}
+
+static __device__ __forceinline__ void tcq4_gemm_enter_token(tcq4_gemm_table<false> &, const uint32_t *, int, int) {}
+
+// Fills the table for a half; gives whether this thread's row has a zero point. A thread does two groups of a row, and half of a token's tail.
 template <typename act> static __device__ __forceinline__ bool tcq4_gemm_prepare(tcq4_gemm_shared<act> & shared, const tcq4_gemm_stage<act> & stage, int half) {
-    const int row = threadIdx.x/2;
+    const int row  = threadIdx.x/2;
+    const int side = threadIdx.x%2;
     const tcq4_gemm_stripe & stripe = stage.stripes[row/TCQ4_ROWS];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        const int g = 2*(threadIdx.x%2) + i;
-        tcq4_gemm_enter(shared.table, stripe, row, g, 4*half + g, 1.0f/(1 << tcq4_gemm_of<act>::unit_bits));
+        tcq4_gemm_enter_row(shared.table, stripe, row, 2*side + i, 4*half + 2*side + i, 1.0f/(1 << tcq4_gemm_of<act>::unit_bits));
     }
+    tcq4_gemm_enter_token(shared.table, stage.tails[row], row, side);
     return (stripe.zero[row%TCQ4_ROWS] & 0x7fffu) != 0;
+}
+
+// Where a warp's results lie in the block.
+struct tcq4_gemm_place {
+    int row, token;
+};
+
+// The words of weight codes of a group: 16 rows each.
+template <typename act>
+static __device__ __forceinline__ void tcq4_gemm_load_weights(
+        tcq4_gemm_weights<tcq4_gemm_of<act>::words> (&weights)[2], const tcq4_gemm_stage<act> & stage, int row, int g, int lane) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const tcq4_gemm_stripe * stripe = &stage.stripes[row/TCQ4_ROWS + 2*i];
+        weights[i].set(stripe[0].codes[g][lane], stripe[1].codes[g][lane]);
+    }
 }
 
 // --- one scale for 32 ---
 
 template <typename act> struct tcq4_gemm_sums_grouped {
-    float y[4][4][4];
+    float y[2][8][4];
 
-    // Adds the four groups of a half. Tokens and rows are those of the warp.
-    __device__ __forceinline__ void add(tcq4_gemm_stage<act> & stage, const tcq4_gemm_table<true> & table, int, int token, int row, bool zeros) {
+    // Adds the four groups of a half.
+    __device__ __forceinline__ void add(const tcq4_gemm_stage<act> & stage, const tcq4_gemm_table<true> & table, int, tcq4_gemm_place at, bool zeros) {
         if (zeros) {
-            add_groups<true>(stage, table, token, row);
+            add_groups<true>(stage, table, at);
         } else {
-            add_groups<false>(stage, table, token, row);
+            add_groups<false>(stage, table, at);
         }
     }
 
     template <bool zeros>
-    __device__ __forceinline__ void add_groups(tcq4_gemm_stage<act> & stage, const tcq4_gemm_table<true> & table, int token, int row) {
+    __device__ __forceinline__ void add_groups(const tcq4_gemm_stage<act> & stage, const tcq4_gemm_table<true> & table, tcq4_gemm_place at) {
         const int lane = threadIdx.x & 31;
         const int part = lane%4;
 #pragma unroll
         for (int g = 0; g < 4; ++g) {
-            tcq4_gemm_operand<tcq4_gemm_of<act>::words> tokens[4];
-            float scale[4][2], sum[4][2]; // of tokens r and r + 8
+            tcq4_gemm_weights<tcq4_gemm_of<act>::words> weights[2];
+            float2 step  [2][2]; // of rows r and r + 8
+            float  offset[2][2];
+            tcq4_gemm_load_weights(weights, stage, at.row, g, lane);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const int t = token + 16*i + lane/4;
-                tokens[i].load(stage.codes, t, g, part);
+            for (int i = 0; i < 2; ++i) {
 #pragma unroll
                 for (int h = 0; h < 2; ++h) {
-                    scale[i][h] = tcq4_float_of_bits(tcq4_tail(stage, t + 8*h, g));
-                    sum  [i][h] = zeros ? tcq4_float_of_bits(tcq4_tail(stage, t + 8*h, 4 + g)) : 0.0f;
+                    const int row = at.row + 16*i + 8*h + lane/4;
+                    step  [i][h] = table.step[g][row];
+                    offset[i][h] = zeros ? table.offset[g][row] : 0.0f;
                 }
             }
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                const int      first   = row + TCQ4_ROWS*j;
-                const uint32_t weights = stage.stripes[first/TCQ4_ROWS].codes[g][lane];
-                const float2   step    = *(const float2 *) &table.step [g][first + 2*part];
-                const float2   shift   = *(const float2 *) &table.shift[g][first + 2*part];
-                const float2   offset  = zeros ? *(const float2 *) &table.offset[g][first + 2*part] : make_float2(0.0f, 0.0f);
+            for (int j = 0; j < 8; ++j) {
+                const int first = at.token + 8*j;
+                tcq4_gemm_tokens<tcq4_gemm_of<act>::words> tokens;
+                tokens.load(stage.codes[first + lane/4], g, part);
+                const float2 scale = *(const float2 *) &table.scale[g][first + 2*part];
+                const float2 sum   = zeros ? *(const float2 *) &table.sum[g][first + 2*part] : make_float2(0.0f, 0.0f);
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
+                for (int i = 0; i < 2; ++i) {
                     int d[4];
-                    tokens[i].mul(d, weights, TCQ4_MAGIC_BITS);
+                    tcq4_gemm_mul(d, weights[i], tokens, TCQ4_MAGIC_BITS);
 #pragma unroll
                     for (int n = 0; n < 4; ++n) {
-                        const float product = fmaf(__int_as_float(d[n]), n%2 ? step.y : step.x, n%2 ? shift.y : shift.x);
-                        y[i][j][n] = fmaf(product, scale[i][n/2], y[i][j][n]);
+                        const float product = fmaf(__int_as_float(d[n]), step[i][n/2].x, step[i][n/2].y);
+                        y[i][j][n] = fmaf(product, n%2 ? scale.y : scale.x, y[i][j][n]);
                         if (zeros) {
-                            y[i][j][n] = fmaf(sum[i][n/2], n%2 ? offset.y : offset.x, y[i][j][n]);
+                            y[i][j][n] = fmaf(n%2 ? sum.y : sum.x, offset[i][n/2], y[i][j][n]);
                         }
                     }
                 }
@@ -300,83 +364,81 @@ static __device__ __forceinline__ uint32_t tcq4_zero_codes(const tcq4_gemm_strip
 }
 
 template <typename act> struct tcq4_gemm_sums_blocked {
-    float y[4][4][4];
-    int   sums[4][4][4]; // over the chunk
+    float y[2][8][4];
+    int   sums[2][8][4]; // over the chunk
 
-    __device__ __forceinline__ void add(tcq4_gemm_stage<act> & stage, const tcq4_gemm_table<false> & table, int half, int token, int row, bool zeros) {
+    __device__ __forceinline__ void add(const tcq4_gemm_stage<act> & stage, const tcq4_gemm_table<false> & table, int half, tcq4_gemm_place at, bool zeros) {
         const int lane = threadIdx.x & 31;
-        const int part = lane%4;
-#pragma unroll
+#pragma unroll 2 // with all four, registers do not suffice on sm_120
         for (int g = 0; g < 4; ++g) {
-            tcq4_gemm_operand<tcq4_gemm_of<act>::words> tokens[4];
+            tcq4_gemm_weights<tcq4_gemm_of<act>::words> weights[2];
+            int codes[2][2]; // of rows r and r + 8
+            tcq4_gemm_load_weights(weights, stage, at.row, g, lane);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                tokens[i].load(stage.codes, token + 16*i + lane/4, g, part);
+            for (int i = 0; i < 2; ++i) {
+#pragma unroll
+                for (int h = 0; h < 2; ++h) {
+                    codes[i][h] = table.scale_code[g][at.row + 16*i + 8*h + lane/4];
+                }
             }
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                const int      first   = row + TCQ4_ROWS*j;
-                const uint32_t weights = stage.stripes[first/TCQ4_ROWS].codes[g][lane];
-                const int2     codes   = *(const int2 *) &table.scale_code[g][first + 2*part];
+            for (int j = 0; j < 8; ++j) {
+                tcq4_gemm_tokens<tcq4_gemm_of<act>::words> tokens;
+                tokens.load(stage.codes[at.token + 8*j + lane/4], g, lane%4);
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
+                for (int i = 0; i < 2; ++i) {
                     int d[4];
-                    tokens[i].mul(d, weights, 0);
+                    tcq4_gemm_mul(d, weights[i], tokens, 0);
 #pragma unroll
                     for (int n = 0; n < 4; ++n) {
-                        sums[i][j][n] += d[n]*(n%2 ? codes.y : codes.x);
+                        sums[i][j][n] += d[n]*codes[i][n/2];
                     }
                 }
             }
         }
         if (half == 1) {
             if (zeros) {
-                settle<true>(stage, token, row);
+                settle<true>(stage, at);
             } else {
-                settle<false>(stage, token, row);
+                settle<false>(stage, at);
             }
         }
     }
 
-    // Scales the sums of the chunk and begins anew. Integers become floats by the magic number: they are below 2^21.
-    template <bool zeros> __device__ __forceinline__ void settle(tcq4_gemm_stage<act> & stage, int token, int row) {
+    // Scales the sums of the chunk and begins anew.
+    template <bool zeros> __device__ __forceinline__ void settle(const tcq4_gemm_stage<act> & stage, tcq4_gemm_place at) {
         const int lane = threadIdx.x & 31;
         const int part = lane%4;
-        float    scale [4][2];
-        uint32_t digits[4][2];
+        const int r    = lane/4;
+        float    s[2][2], z[2][2], shift[2][2]; // of rows r and r + 8; shift: -magic*z
+        uint32_t zero_codes[2][2];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < 2; ++i) {
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-                const int t = token + 16*i + lane/4 + 8*h;
-                scale [i][h] = tcq4_float_of_bits(tcq4_tail(stage, t, 0));
-                digits[i][h] = zeros ? tcq4_sum_digits(tcq4_tail(stage, t, 1 + part)) : 0;
+                const tcq4_gemm_stripe & stripe = stage.stripes[at.row/TCQ4_ROWS + 2*i + h];
+                s[i][h] = tcq4_wide(stripe.scale[r])*(1.0f/127/(1 << tcq4_gemm_of<act>::unit_bits));
+                z[i][h] = zeros ? tcq4_short_step(tcq4_wide(stripe.zero[r])*(1.0f/127)) : 0.0f;
+                shift[i][h] = tcq4_mul(-TCQ4_MAGIC, z[i][h]);
+                zero_codes[i][h] = zeros ? tcq4_zero_codes(stripe, r, part) : 0;
             }
         }
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            const tcq4_gemm_stripe & stripe = stage.stripes[row/TCQ4_ROWS + j];
-            float s[2], z[2];
+        for (int j = 0; j < 8; ++j) {
+            const int      first    = at.token + 8*j;
+            const float    scale[2] = { tcq4_float_of_bits(stage.tails[first + 2*part][0]), tcq4_float_of_bits(stage.tails[first + 2*part + 1][0]) };
+            const uint32_t digits   = zeros ? tcq4_sum_digits(stage.tails[first + r][1 + part]) : 0;
 #pragma unroll
-            for (int n = 0; n < 2; ++n) {
-                s[n] = tcq4_wide(stripe.scale[2*part + n])*(1.0f/127);
-                z[n] = zeros ? tcq4_wide(stripe.zero[2*part + n])*(1.0f/127) : 0.0f;
-            }
-            const uint32_t zero_codes = zeros ? tcq4_zero_codes(stripe, lane/4, part) : 0;
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
+            for (int i = 0; i < 2; ++i) {
                 int d[4] = {};
                 if (zeros) {
-                    tcq4_gemm_s8_k16(d, digits[i][0], digits[i][1], zero_codes, TCQ4_MAGIC_BITS);
+                    tcq4_gemm_s8_k16(d, zero_codes[i][0], zero_codes[i][1], digits, TCQ4_MAGIC_BITS);
                 }
 #pragma unroll
                 for (int n = 0; n < 4; ++n) {
-                    const int whole = (sums[i][j][n] >> tcq4_gemm_of<act>::unit_bits) + TCQ4_MAGIC_BITS;
-                    float part_sum  = s[n%2]*(__int_as_float(whole) - TCQ4_MAGIC);
-                    if (zeros) {
-                        part_sum = fmaf(z[n%2], __int_as_float(d[n]) - TCQ4_MAGIC, part_sum);
-                    }
-                    y[i][j][n] = fmaf(scale[i][n/2], part_sum, y[i][j][n]);
+                    const float sum   = (float) sums[i][j][n];
+                    const float total = zeros ? fmaf(s[i][n/2], sum, fmaf(__int_as_float(d[n]), z[i][n/2], shift[i][n/2])) : s[i][n/2]*sum;
+                    y[i][j][n] = fmaf(scale[n%2], total, y[i][j][n]);
                     sums[i][j][n] = 0;
                 }
             }
@@ -394,43 +456,48 @@ template <typename act>
 static __device__ __forceinline__ void tcq4_gemm_block(tcq4_gemm_shared<act> & shared, const tcq4_gemm_job<act> & job, int first_product, int first_row) {
     const int lane  = threadIdx.x & 31;
     const int warp  = threadIdx.x >> 5;
-    const int token = 64*(warp/4);
-    const int row   = 32*(warp%4);
     const int steps = 2*job.chunks;
+    const tcq4_gemm_place at = { 32*(warp%4), 64*(warp/4) };
 
     typename tcq4_gemm_sums_of<tcq4_gemm_of<act>::grouped, act>::type sums = {};
-    tcq4_gemm_copy(shared.stages[0], job, 0, 0, first_product, first_row);
+    tcq4_gemm_source<act> source(job, first_product, first_row);
+    source.copy(shared.stages[0], 0);
     for (int step = 0; step < steps; ++step) {
         tcq4_gemm_stage<act> & stage = shared.stages[step%TCQ4_GEMM_STAGES];
         const int next = step + 1;
         tcq4_copies_wait();
         __syncthreads(); // this half is there, and the one before has been read
+        if (next%2 == 0) {
+            source.next_chunk();
+        }
         if (TCQ4_GEMM_STAGES > 1 && next < steps) {
-            tcq4_gemm_copy(shared.stages[next%TCQ4_GEMM_STAGES], job, next/2, next%2, first_product, first_row);
+            source.copy(shared.stages[next%TCQ4_GEMM_STAGES], next%2);
         }
         const bool zeros = __syncthreads_or(tcq4_gemm_prepare(shared, stage, step%2));
-        sums.add(stage, shared.table, step%2, token, row, zeros);
+        sums.add(stage, shared.table, step%2, at, zeros);
         if (TCQ4_GEMM_STAGES == 1 && next < steps) {
             __syncthreads();
-            tcq4_gemm_copy(stage, job, next/2, next%2, first_product, first_row);
+            source.copy(stage, next%2);
         }
     }
 
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int j = 0; j < 8; ++j) {
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            const int product = first_product + token + 16*i + lane/4 + 8*h;
+        for (int n = 0; n < 2; ++n) {
+            const int product = first_product + at.token + 8*j + 2*(lane%4) + n;
             if (product >= job.end) {
                 continue;
             }
             float * out = job.y + (job.targets ? job.targets[product] : product)*job.y_stride;
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                const int at = first_row + row + TCQ4_ROWS*j + 2*(lane%4);
-                if (at < job.rows) {
-                    out[at]     = sums.y[i][j][2*h];
-                    out[at + 1] = sums.y[i][j][2*h + 1];
+            for (int i = 0; i < 2; ++i) {
+#pragma unroll
+                for (int h = 0; h < 2; ++h) {
+                    const int row = first_row + at.row + 16*i + 8*h + lane/4;
+                    if (row < job.rows) {
+                        out[row] = sums.y[i][j][2*h + n];
+                    }
                 }
             }
         }

@@ -10,12 +10,12 @@
 
 #include "tcq4_mul_vec.cuh"
 
-TCQ4_KERNEL __launch_bounds__(128, 4) tcq4_mul_vec_int8_m1(
+TCQ4_KERNEL __launch_bounds__(128, 8) tcq4_mul_vec_int8_m1(
         const tcq4_tile * __restrict__ tiles, const tcq4_act8 * __restrict__ acts, float * __restrict__ y, int chunks, int tokens, int64_t y_stride) {
     tcq4_mul_vec_stripe<1>(tiles + (int64_t) blockIdx.x*chunks, acts, chunks, y + TCQ4_ROWS*(int64_t) blockIdx.x, y_stride, tokens);
 }
 
-TCQ4_KERNEL __launch_bounds__(128, 4) tcq4_mul_vec_int8_m2(
+TCQ4_KERNEL __launch_bounds__(128, 8) tcq4_mul_vec_int8_m2(
         const tcq4_tile * __restrict__ tiles, const tcq4_act8 * __restrict__ acts, float * __restrict__ y, int chunks, int tokens, int64_t y_stride) {
     tcq4_mul_vec_stripe<2>(tiles + (int64_t) blockIdx.x*chunks, acts, chunks, y + TCQ4_ROWS*(int64_t) blockIdx.x, y_stride, tokens);
 }
@@ -30,12 +30,12 @@ TCQ4_KERNEL __launch_bounds__(128, 4) tcq4_mul_vec_int8_m8(
     tcq4_mul_vec_stripe<8>(tiles + (int64_t) blockIdx.x*chunks, acts, chunks, y + TCQ4_ROWS*(int64_t) blockIdx.x, y_stride, tokens);
 }
 
-TCQ4_KERNEL __launch_bounds__(128, 4) tcq4_mul_vec_int4_m1(
+TCQ4_KERNEL __launch_bounds__(128, 8) tcq4_mul_vec_int4_m1(
         const tcq4_tile * __restrict__ tiles, const tcq4_act4 * __restrict__ acts, float * __restrict__ y, int chunks, int tokens, int64_t y_stride) {
     tcq4_mul_vec_stripe<1>(tiles + (int64_t) blockIdx.x*chunks, acts, chunks, y + TCQ4_ROWS*(int64_t) blockIdx.x, y_stride, tokens);
 }
 
-TCQ4_KERNEL __launch_bounds__(128, 4) tcq4_mul_vec_int4_m2(
+TCQ4_KERNEL __launch_bounds__(128, 8) tcq4_mul_vec_int4_m2(
         const tcq4_tile * __restrict__ tiles, const tcq4_act4 * __restrict__ acts, float * __restrict__ y, int chunks, int tokens, int64_t y_stride) {
     tcq4_mul_vec_stripe<2>(tiles + (int64_t) blockIdx.x*chunks, acts, chunks, y + TCQ4_ROWS*(int64_t) blockIdx.x, y_stride, tokens);
 }
@@ -60,13 +60,13 @@ static __device__ __forceinline__ void tcq4_mul_vec_of_expert(
     tcq4_mul_vec_stripe<1>(stripe, acts + i/used*chunks, chunks, y + i*y_stride + TCQ4_ROWS*(int64_t) blockIdx.x, y_stride);
 }
 
-TCQ4_KERNEL __launch_bounds__(128, 4) tcq4_mul_vec_id_int8(
+TCQ4_KERNEL __launch_bounds__(128, 8) tcq4_mul_vec_id_int8(
         const tcq4_tile * __restrict__ tiles, const tcq4_act8 * __restrict__ acts, const int32_t * __restrict__ ids, float * __restrict__ y, int chunks,
         int64_t expert_tiles, int used, int64_t y_stride) {
     tcq4_mul_vec_of_expert(tiles, acts, ids, y, chunks, expert_tiles, used, y_stride);
 }
 
-TCQ4_KERNEL __launch_bounds__(128, 4) tcq4_mul_vec_id_int4(
+TCQ4_KERNEL __launch_bounds__(128, 8) tcq4_mul_vec_id_int4(
         const tcq4_tile * __restrict__ tiles, const tcq4_act4 * __restrict__ acts, const int32_t * __restrict__ ids, float * __restrict__ y, int chunks,
         int64_t expert_tiles, int used, int64_t y_stride) {
     tcq4_mul_vec_of_expert(tiles, acts, ids, y, chunks, expert_tiles, used, y_stride);

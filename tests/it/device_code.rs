@@ -132,11 +132,13 @@ fn tiles_encoded_on_the_device_are_those_of_the_codec() {
     let hard = hard_weights(&mut random, 32, 512);
     let of_halves: Vec<f32> = hard.iter().map(|&weight| half::f16::from_f32(weight).to_f32()).collect();
     let large: Vec<f32> = (0..8 * 256).map(|_| random.random_range(-20000.0f32..20000.0)).collect();
-    let zeros = vec![0.0; 8 * 256];
-    let cases: Vec<u8> = [(hard, 512), (of_halves, 256), (large, 256), (zeros, 256)]
-        .iter()
-        .flat_map(|(w, k)| encoded_case(w, *k))
+    // Rotated weights that codes stand for exactly, without a zero point and with either sign of the scale: sums of 256 of them are exact.
+    let mut exact: Vec<f32> = (0..8 * 256)
+        .map(|i| (if i % 32 == 7 { -8.0 } else { f32::from(random.random_range(-8i8..8)) }) * [0.25, -0.5][i / 256 % 2])
         .collect();
+    Codec::new(Encoder::Default).fwht(&mut exact);
+    let cases = [(hard, 512), (of_halves, 256), (large, 256), (exact, 256), (vec![0.0; 8 * 256], 256)];
+    let cases: Vec<u8> = cases.iter().flat_map(|(weights, columns)| encoded_case(weights, *columns)).collect();
     let dir = Dir::new();
     let path = dir.write("cases", &cases);
     check_device("check_encode.cpp", &[path.to_str().unwrap()]);
