@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::Value;
@@ -354,4 +355,90 @@ fn a_short_benchmark_measures_what_it_names() {
     assert!(
         report.lines.iter().any(|line| line.name.starts_with("tcq4_mul_mat") && line.tera_operations_per_second > 0.1)
     );
+}
+
+/// Folder of a driver that runs kernels on the CPU (`cuda/dev/emulated_driver.cpp`), as a GPU with or without INT4 tensor cores.
+fn emulated_driver(dir: &Dir, native_int4: u8) -> Option<PathBuf> {
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+    if Command::new(&compiler).arg("--version").output().is_err() {
+        skip(&format!("{compiler} is not there"));
+        return None;
+    }
+    let folder = dir.path().join(format!("driver{native_int4}"));
+    std::fs::create_dir(&folder).unwrap();
+    let mut compile = Command::new(&compiler);
+    compile.current_dir(env!("CARGO_MANIFEST_DIR")).args([
+        "-std=c++20",
+        "-O2",
+        "-fPIC",
+        "-shared",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+    ]);
+    compile.args(["-Wno-unknown-pragmas", "-I", "cuda/include", &format!("-DTCQ4_NATIVE_INT4={native_int4}"), "-o"]);
+    let done = compile.arg(folder.join("libcuda.so")).arg("cuda/dev/emulated_driver.cpp").output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    Some(folder)
+}
+
+/// Runs a command on the emulated GPU; gives what it printed on stdout.
+fn on_emulated_gpu(dir: &Dir, driver: &Path, line: &str) -> String {
+    let found = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let folders = [driver.to_path_buf()].into_iter().chain(std::env::split_paths(&found));
+    let path = std::env::join_paths(folders.filter(|folder| !folder.as_os_str().is_empty())).unwrap();
+    let cache = std::env::temp_dir().join("tcq4-test-kernels");
+    let mut command = dir.command(&format!("{line} --kernel-cache {}", cache.display()));
+    let done = command.env("LD_LIBRARY_PATH", path).output().unwrap();
+    let told = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success() && !told.contains("panicked"), "{line}: {told}");
+    String::from_utf8(done.stdout).unwrap()
+}
+
+/// Launches, shapes and buffers are those of a GPU; only the driver is another one.
+#[test]
+fn an_emulated_gpu_gives_what_the_cpu_gives() {
+    if !cfg!(target_os = "linux") || compiler(None).is_none() {
+        return;
+    }
+    let dir = Dir::new();
+    for (native_int4, block) in [(0, "mul_mat_block8"), (1, "mul_mat_block4")] {
+        let Some(driver) = emulated_driver(&dir, native_int4) else { return };
+        let some = "fwht round_int8_f32 round_wide_g256_f16 mul_vec_int8_m1 mul_vec_id encode_default_f32 dequantize statistics smooth sort_experts";
+        let told = on_emulated_gpu(&dir, &driver, &format!("kernels check {some} {block} --json --seed {native_int4}"));
+        let record: Value = serde_json::from_str(&told).unwrap();
+        assert_eq!((&record["record"], &record["gpu"]["name"]), (&"kernels-check".into(), &"emulated GPU".into()));
+        let checks = record["checks"].as_array().unwrap();
+        assert!(checks.len() > 300, "{} checks", checks.len());
+        for check in checks {
+            assert_eq!(
+                (&check["wrong"], &check["overrun"], &check["first"]),
+                (&0.into(), &false.into(), &Value::Null),
+                "{check}"
+            );
+            assert!(check["values"].as_u64().unwrap() > 0, "{check}");
+        }
+    }
+}
+
+#[test]
+fn a_model_encoded_on_an_emulated_gpu_has_the_same_bytes() {
+    if !cfg!(target_os = "linux") || compiler(None).is_none() {
+        return;
+    }
+    let dir = Dir::new();
+    let Some(driver) = emulated_driver(&dir, 0) else { return };
+    TinyModel { layers: 1, ..TinyModel::default() }.write(&dir.file("in.gguf"));
+    let quantize = "quantize in.gguf --embedding-type f16 --output-type f16 --fallback f16";
+    for encoder in ["default", "parity"] {
+        dir.tcq4(&format!("{quantize} cpu-{encoder}.gguf --encoder {encoder}")).ok();
+        let told = on_emulated_gpu(
+            &dir,
+            &driver,
+            &format!("{quantize} cuda-{encoder}.gguf --encoder {encoder} --device cuda --json"),
+        );
+        let record: Value = serde_json::from_str(&told).unwrap();
+        assert_eq!(record["device"]["used"], "cuda");
+        assert!(dir.read(&format!("cpu-{encoder}.gguf")) == dir.read(&format!("cuda-{encoder}.gguf")), "{encoder}");
+    }
 }
