@@ -91,7 +91,15 @@ TCQ4_EXACT(tcq4_sub_exact, "sub.rn.f32")
 TCQ4_EXACT(tcq4_mul_exact, "mul.rn.f32")
 TCQ4_EXACT(tcq4_div_exact, "div.rn.f32")
 #undef TCQ4_EXACT
+
+// a*b + c, rounded once.
+static __device__ __forceinline__ float tcq4_fma_exact(float a, float b, float c) {
+    float x;
+    asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(x) : "f"(a), "f"(b), "f"(c));
+    return x;
+}
 #else
+static inline float tcq4_fma_exact(float a, float b, float c) { return fmaf(a, b, c); }
 static inline float tcq4_add_exact(float a, float b) { return tcq4_opaque(a + b); }
 static inline float tcq4_sub_exact(float a, float b) { return tcq4_opaque(a - b); }
 static inline float tcq4_mul_exact(float a, float b) { return tcq4_opaque(a*b); }

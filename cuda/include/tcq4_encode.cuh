@@ -28,14 +28,6 @@ static __device__ __forceinline__ float tcq4_max(float a, float b) { return a > 
 // Rounds to the nearest integer, ties to even, for magnitudes below 2^22.
 static __device__ __forceinline__ float tcq4_even_exact(float x) { return tcq4_sub_exact(tcq4_add_exact(x, 12582912.0f), 12582912.0f); }
 
-// The same with ties away from zero.
-static __device__ __forceinline__ float tcq4_away_exact(float x) {
-    const float magnitude = tcq4_abs(x);
-    const float even      = tcq4_even_exact(magnitude);
-    const float rounded   = tcq4_add_exact(even, tcq4_sub_exact(magnitude, even) < 0.5f ? 0.0f : 1.0f);
-    return x < 0.0f ? -rounded : rounded;
-}
-
 static __device__ __forceinline__ float tcq4_code_exact(float x) { return tcq4_even_exact(tcq4_min(tcq4_max(x, -8.0f), 7.0f)); }
 
 // 1/x, or 0 where that could overflow.
@@ -44,6 +36,8 @@ static __device__ __forceinline__ float tcq4_invert(float x) {
     const float inverse = tcq4_div_exact(1.0f, small ? 1e-30f : x);
     return small ? 0.0f : inverse;
 }
+
+static __device__ __forceinline__ bool tcq4_is_finite(float x) { return (tcq4_bits_of_float(x) & 0x7f800000u) != 0x7f800000u; }
 
 // --- among the 8 lanes of a row ---
 
@@ -83,12 +77,12 @@ static __device__ __forceinline__ void tcq4_row_fwht(float (&v)[TCQ4_GROUP]) {
     }
 #pragma unroll
     for (int h = 1; h < 8; h *= 2) {
-        // a + b or a - b, where the upper lane has b: -b + a is the same
-        const uint32_t sign = (threadIdx.x & h) == 0 ? 0u : 0x80000000u;
+        // a + b or a - b, where the upper lane has b: 1*a + b or -1*b + a, rounded once, is the same
+        const float sign = (threadIdx.x & h) == 0 ? 1.0f : -1.0f;
 #pragma unroll
         for (int i = 0; i < TCQ4_GROUP; ++i) {
             const float other = __shfl_xor_sync(TCQ4_ALL_LANES, v[i], h);
-            v[i] = tcq4_add_exact(tcq4_float_of_bits(tcq4_bits_of_float(v[i]) ^ sign), other);
+            v[i] = tcq4_fma_exact(v[i], sign, other);
         }
     }
 #pragma unroll
@@ -106,38 +100,60 @@ static __device__ __forceinline__ float tcq4_sum_of_squares(const float (&v)[TCQ
     return tcq4_row_sum(sum);
 }
 
-// --- parity ---
-
-static __device__ __forceinline__ void tcq4_draft_parity(const float (&v)[TCQ4_GROUP], tcq4_draft & draft) {
+static __device__ __forceinline__ float tcq4_largest_of(const float (&v)[TCQ4_GROUP]) {
     float largest = 0.0f;
 #pragma unroll
     for (int i = 0; i < TCQ4_GROUP; ++i) {
         largest = tcq4_max(largest, tcq4_abs(v[i]));
     }
+    return largest;
+}
+
+// Eight codes, -8 .. 7, as nibbles, the first in the lowest: their sum with powers of 16, where each is 8 more than it is so that none borrows from the next.
+static __device__ __forceinline__ uint32_t tcq4_pack(const int (&q)[8]) {
+    uint32_t sum = 0;
+#pragma unroll
+    for (int i = 7; i >= 0; --i) {
+        sum = (sum << 4) + (uint32_t) q[i];
+    }
+    return (sum + 0x88888888u) ^ 0x88888888u;
+}
+
+// --- parity ---
+
+// Rounds to the nearest integer, ties away from zero, for magnitudes below 2^22: what is added is the number below 1/2, so that ties reach the next
+// integer by the rounding of the sum and nothing else does.
+static __device__ __forceinline__ int tcq4_away_int(float x) {
+    const uint32_t below_half = 0x3effffffu | (tcq4_bits_of_float(x) & 0x80000000u);
+    return (int) tcq4_add_exact(x, tcq4_float_of_bits(below_half));
+}
+
+template <bool wants_error> static __device__ __forceinline__ void tcq4_draft_parity(const float (&v)[TCQ4_GROUP], float largest, tcq4_draft & draft) {
     float scale = tcq4_div_exact(largest, 7.0f);
     scale = scale < TCQ4_TINY ? 1.0f : scale;
     const float top = tcq4_row_max(scale);
     draft.scale      = tcq4_narrow(top);
     draft.zero       = 0;
     draft.zero_code  = 0.0f;
-    draft.scale_code = tcq4_min(tcq4_away_exact(tcq4_mul_exact(tcq4_div_exact(scale, top), 127.0f)), 127.0f);
-    const float step    = tcq4_div_exact(tcq4_mul_exact(tcq4_wide(draft.scale), draft.scale_code), 127.0f);
+    draft.scale_code = tcq4_min((float) tcq4_away_int(tcq4_mul_exact(tcq4_div_exact(scale, top), 127.0f)), 127.0f);
+    const float step    = wants_error ? tcq4_div_exact(tcq4_mul_exact(tcq4_wide(draft.scale), draft.scale_code), 127.0f) : 0.0f;
     const float inverse = tcq4_div_exact(1.0f, scale);
     float error_sq = 0.0f;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-        uint32_t word = 0;
+        int q[8];
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
             const float value = v[8*j + i];
-            const float code  = tcq4_min(tcq4_max(tcq4_away_exact(tcq4_mul_exact(value, inverse)), -8.0f), 7.0f);
-            const float error = tcq4_sub_exact(value, tcq4_mul_exact(step, code));
-            error_sq = tcq4_add_exact(error_sq, tcq4_mul_exact(error, error));
-            word |= ((uint32_t) (int) code & 15u) << 4*i;
+            q[i] = tcq4_away_int(tcq4_mul_exact(value, inverse)); // at most 7, for 1/scale is within a rounding of 7/largest
+            if (wants_error) {
+                const float error = tcq4_sub_exact(value, tcq4_mul_exact(step, (float) q[i]));
+                error_sq = tcq4_add_exact(error_sq, tcq4_mul_exact(error, error));
+            }
         }
-        draft.codes[j] = word;
+        draft.codes[j] = tcq4_pack(q);
     }
-    draft.error_sq = tcq4_row_sum(error_sq);
+    draft.error_sq = wants_error ? tcq4_row_sum(error_sq) : 0.0f;
 }
 
 // --- default ---
@@ -296,13 +312,12 @@ static __device__ __forceinline__ void tcq4_draft_default(const float (&v)[TCQ4_
     const float inverse = tcq4_invert(step);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-        uint32_t word = 0;
+        int q[8];
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
-            const float code = tcq4_code_exact(tcq4_mul_exact(tcq4_sub_exact(v[8*j + i], offset), inverse));
-            word |= ((uint32_t) (int) code & 15u) << 4*i;
+            q[i] = (int) tcq4_code_exact(tcq4_mul_exact(tcq4_sub_exact(v[8*j + i], offset), inverse));
         }
-        draft.codes[j] = word;
+        draft.codes[j] = tcq4_pack(q);
     }
     draft.error_sq = tcq4_row_sum(error_sq);
 }
@@ -343,46 +358,59 @@ static __device__ __forceinline__ void tcq4_encode_tile(
     }
     __syncthreads();
     float v[TCQ4_GROUP];
-    uint32_t largest = 0;
 #pragma unroll
     for (int i = 0; i < TCQ4_GROUP; ++i) {
         v[i] = stage[threadIdx.x][i];
-        const uint32_t bits = tcq4_bits_of_float(v[i]) & 0x7fffffffu;
-        largest = bits > largest ? bits : largest;
     }
-    const bool infinite = __syncthreads_or(largest >= 0x7f800000u);
+    // A value that is not finite makes all of its 256 so when they are rotated: one has to be looked at.
+    bool finite = true;
     if (!rotated) {
         tcq4_row_fwht(v);
-        largest = 0;
+        finite = tcq4_is_finite(v[0]);
+    } else {
 #pragma unroll
         for (int i = 0; i < TCQ4_GROUP; ++i) {
-            const uint32_t bits = tcq4_bits_of_float(v[i]) & 0x7fffffffu;
-            largest = bits > largest ? bits : largest;
+            finite = finite && tcq4_is_finite(v[i]);
         }
     }
-    const bool overflow = __syncthreads_or(largest > tcq4_bits_of_float(TCQ4_LARGEST_ROTATED));
+    const float largest = tcq4_largest_of(v);
+    if (__syncthreads_or(!finite || largest > TCQ4_LARGEST_ROTATED)) {
+        bool given = true;
+        for (int i = 0; i < TCQ4_GROUP; ++i) {
+            given = given && tcq4_is_finite(stage[threadIdx.x][i]);
+        }
+        const bool infinite = __syncthreads_or(!given);
+        if (threadIdx.x == 0) {
+            defects[blockIdx.x] = infinite ? 1 : 2;
+        }
+        return;
+    }
+    if (threadIdx.x == 0) {
+        defects[blockIdx.x] = 0;
+    }
 
     tcq4_draft draft;
     if (search) {
         tcq4_draft parity;
         tcq4_draft_default(v, draft);
-        tcq4_draft_parity(v, parity);
+        tcq4_draft_parity<true>(v, largest, parity);
         // the sums are in f32, and the promise not to be worse is about exact ones
         if (!(draft.error_sq <= tcq4_mul_exact(parity.error_sq, 1.0f - 1e-5f))) {
             draft = parity;
         }
+    } else if (losses) {
+        tcq4_draft_parity<true>(v, largest, draft);
     } else {
-        tcq4_draft_parity(v, draft);
+        tcq4_draft_parity<false>(v, largest, draft);
     }
-    const float sum_sq = tcq4_sum_of_squares(v);
     tcq4_put_draft(draft, &tiles[blockIdx.x]);
-    if (threadIdx.x%TCQ4_GROUPS == 0) {
-        float * out = losses + 16*(int64_t) blockIdx.x + threadIdx.x/TCQ4_GROUPS;
-        out[0]         = draft.error_sq;
-        out[TCQ4_ROWS] = sum_sq;
-    }
-    if (threadIdx.x == 0) {
-        defects[blockIdx.x] = infinite ? 1 : overflow ? 2 : 0;
+    if (losses) {
+        const float sum_sq = tcq4_sum_of_squares(v);
+        if (threadIdx.x%TCQ4_GROUPS == 0) {
+            float * out = losses + 16*(int64_t) blockIdx.x + threadIdx.x/TCQ4_GROUPS;
+            out[0]         = draft.error_sq;
+            out[TCQ4_ROWS] = sum_sq;
+        }
     }
 }
 
