@@ -188,7 +188,10 @@ impl Gpu {
             Image::Cubin(bytes) => Ptx::from_binary(bytes),
             Image::Ptx(bytes) => Ptx::from_src(String::from_utf8_lossy(&bytes).trim_end_matches('\0')),
         };
-        let module = self.context.load_module(image).map_err(refused(format!("load {file}")))?;
+        let module = self.context.load_module(image).map_err(refused(format!(
+            "load {file}, which NVRTC {} compiled, with a driver of CUDA {}",
+            self.facts.nvrtc, self.facts.driver
+        )))?;
         modules.insert(file, Arc::clone(&module));
         Ok(module)
     }

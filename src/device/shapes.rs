@@ -93,8 +93,8 @@ macro_rules! activations {
 }
 
 activations! {
-    Act8: "int8", [43_520, 78_848];
-    Act4: "int4", [33_280, 58_368];
+    Act8: "int8", [45_568, 80_896];
+    Act4: "int4", [35_328, 60_416];
     Block4: "block4", [27_136, 52_224];
     Block8: "block8", [37_376, 72_704];
 }
