@@ -402,14 +402,15 @@ fn an_emulated_gpu_gives_what_the_cpu_gives() {
         return;
     }
     let dir = Dir::new();
-    for (native_int4, block) in [(0, "mul_mat_block8"), (1, "mul_mat_block4")] {
+    let families = "fwht_f16 round_int8_f32 mul_vec_int8_m1 mul_vec_id mul_mat_int8 mul_mat_block8 encode_default_f32 dequantize_f16 statistics smooth \
+                    sort_experts";
+    for (native_int4, some) in [(0, families), (1, "mul_mat_int4 mul_mat_block4")] {
         let Some(driver) = emulated_driver(&dir, native_int4) else { return };
-        let some = "fwht round_int8_f32 round_wide_g256_f16 mul_vec_int8_m1 mul_vec_id mul_mat_int encode_default_f32 dequantize statistics smooth sort_experts";
-        let told = on_emulated_gpu(&dir, &driver, &format!("kernels check {some} {block} --json --seed {native_int4}"));
+        let told = on_emulated_gpu(&dir, &driver, &format!("kernels check {some} --json --seed {native_int4}"));
         let record: Value = serde_json::from_str(&told).unwrap();
         assert_eq!((&record["record"], &record["gpu"]["name"]), (&"kernels-check".into(), &"emulated GPU".into()));
         let checks = record["checks"].as_array().unwrap();
-        assert!(checks.len() > 300, "{} checks", checks.len());
+        assert!(checks.len() > 20, "{} checks", checks.len());
         for check in checks {
             assert_eq!(
                 (&check["wrong"], &check["overrun"], &check["first"]),
