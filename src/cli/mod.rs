@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod data;
+mod device;
 mod openmp;
 mod printer;
 mod progress;
@@ -95,6 +96,7 @@ fn dispatch(session: &Session, command: Command) -> Outcome {
         Command::Compare(args) => commands::compare::run(session, &args),
         Command::Analyze(args) => commands::analyze::run(session, &args),
         Command::Batch(args) => commands::batch::run(session, &args),
+        Command::Kernels(args) => commands::kernels::run(session, &args),
     }
 }
 

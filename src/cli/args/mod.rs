@@ -3,6 +3,7 @@
 mod analyze;
 mod batch;
 mod datasets;
+mod device;
 mod evaluate;
 mod export;
 mod look;
@@ -16,6 +17,7 @@ use clap::{Args, Parser, Subcommand};
 pub(crate) use self::analyze::{AnalyzeArgs, LookArgs};
 pub(crate) use self::batch::BatchArgs;
 pub(crate) use self::datasets::{DatasetsArgs, DatasetsCommand};
+pub(crate) use self::device::{DeviceArgs, KernelsArgs, KernelsCommand, ToolkitArgs};
 pub(crate) use self::evaluate::{CompareArgs, EvalArgs};
 pub(crate) use self::export::{ChannelsArgs, ExportArgs, ExportWhat, RangesArgs, RowArgs, ScalesFromArgs};
 pub(crate) use self::look::{DiffArgs, InspectArgs, VerifyArgs};
@@ -94,6 +96,8 @@ pub(crate) enum Command {
     Analyze(Box<AnalyzeArgs>),
     /// Run many conversions unattended: models and presets, gates, retries, reports; what is done is not done again
     Batch(BatchArgs),
+    /// List, compile, check and measure the CUDA kernels
+    Kernels(KernelsArgs),
 }
 
 impl Command {
