@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use super::Class;
-use crate::util::units::Bytes;
 
 /// A batch that cannot be run, or a job of one that failed.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -84,14 +83,14 @@ pub enum PipelineError {
         problem: String,
     },
     /// A job needs more than there is.
-    #[error("{what}: {} needed, {} there", Bytes(*needed), Bytes(*available))]
+    #[error("{what}: {needed} needed, {available} there")]
     Budget {
         /// Memory or disk.
         what: &'static str,
-        /// Bytes that the job needs.
-        needed: u64,
-        /// Bytes that it may have.
-        available: u64,
+        /// What the job needs, as people write it: `1.2 GiB`.
+        needed: String,
+        /// What it may have.
+        available: String,
     },
     /// The process of a job ended with an error.
     #[error("{message}")]

@@ -56,11 +56,11 @@ pub enum Finish {
 struct Temporary(PathBuf);
 
 impl Temporary {
-    fn create(path: PathBuf) -> Result<Self> {
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir_all(&path).map_err(Error::io(&path, "create the folder"))?;
+    fn create(path: &Path) -> Result<Self> {
+        let _ = fs::remove_dir_all(path);
+        fs::create_dir_all(path).map_err(Error::io(path, "create the folder"))?;
         // Jobs run in the folder of the batch, but their temporary files need not.
-        std::path::absolute(&path).map(Self).map_err(Error::io(&path, "find"))
+        std::path::absolute(path).map(Self).map_err(Error::io(path, "find"))
     }
 }
 
@@ -91,7 +91,7 @@ pub fn run(shop: &Workshop<'_>, prepared: &Prepared) -> Result<Finish> {
     let busy = || PipelineError::Busy { output: prepared.task.output.clone() };
     let Some(_lock) = prepared.job.lock()? else { return Err(busy().into()) };
     let before = prepared.job.load()?;
-    let temporary = Temporary::create(shop.folder.temporary(&prepared.job))?;
+    let temporary = Temporary::create(&shop.folder.temporary(&prepared.job))?;
     if let Verdict::Known(known) = verdict(before.clone(), key, &prepared.task.output, shop.force)? {
         return Ok(if known.stage == Stage::Done { Finish::Elsewhere(*known) } else { Finish::Rejected(*known) });
     }

@@ -12,6 +12,7 @@ use super::expand::Task;
 use super::key::Key;
 use super::state::{Job, Known, Stage};
 use crate::error::{Error, PipelineError, Result};
+use crate::util::units::Bytes;
 
 /// What a conversion will take and give.
 #[derive(Debug, Clone, Serialize)]
@@ -191,7 +192,10 @@ pub fn give_out(jobs: &mut [Prepared], shared: &BTreeSet<String>, budget: Budget
 }
 
 fn too_large(what: &'static str, needed: u64, available: u64) -> Verdict {
-    Verdict::TooLarge(PipelineError::Budget { what, needed, available }.into())
+    Verdict::TooLarge(
+        PipelineError::Budget { what, needed: Bytes(needed).to_string(), available: Bytes(available).to_string() }
+            .into(),
+    )
 }
 
 /// The folder of a file, or the first one above it that is there.

@@ -1,6 +1,7 @@
 //! What is known about a job from run to run: a small file for each output, and a lock beside it. It belongs to the machine, not to the outputs.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -71,11 +72,12 @@ impl Folder {
         if fs::read(&path).is_ok_and(|found| found == text.as_bytes()) {
             return Ok(path);
         }
-        match atomic_file::write(&path, true, &[], text.as_bytes()) {
-            // Another run writes the same bytes.
-            Err(error) if error.is_transient() => Ok(path),
-            written => written.map(|()| path),
-        }
+        // Another run may write the same bytes at the same time: each has a file of its own until it is whole.
+        let mut whole =
+            tempfile::NamedTempFile::new_in(self.root.join("recipes")).map_err(Error::io(&path, "create"))?;
+        whole.write_all(text.as_bytes()).map_err(Error::io(&path, "write"))?;
+        whole.persist(&path).map_err(|e| Error::io(&path, "rename the finished file to")(e.error))?;
+        Ok(path)
     }
 
     /// The job that writes `output`.

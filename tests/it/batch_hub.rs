@@ -101,7 +101,7 @@ fn other_bytes_than_the_hub_has_are_refused() {
     let left = std::fs::read_dir(blobs)
         .unwrap()
         .flatten()
-        .filter(|entry| !entry.path().extension().is_some_and(|e| e == "lock"));
+        .filter(|entry| entry.path().extension().is_none_or(|e| e != "lock"));
     assert_eq!(left.count(), 0);
 }
 

@@ -9,7 +9,6 @@ use crate::cli::values::Size;
 
 /// `tcq4 batch`
 #[derive(Debug, Args)]
-#[expect(clippy::struct_excessive_bools, reason = "flags")]
 pub(crate) struct BatchArgs {
     /// The batch (TOML; the README shows every key); relative paths in it are of its folder
     pub(crate) batch: PathBuf,
