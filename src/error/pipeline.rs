@@ -147,9 +147,12 @@ impl PipelineError {
     /// How this failure ends the program.
     pub fn class(&self) -> Class {
         match self {
-            Self::Job { .. } | Self::Killed { .. } | Self::NoRecord | Self::Busy { .. } | Self::Hub { .. } => {
-                Class::Failed
+            // What the job's process ended with.
+            Self::Job { code, .. } => {
+                let of_job = [Class::Refused, Class::Strict].into_iter().find(|class| i32::from(class.code()) == *code);
+                of_job.unwrap_or(Class::Failed)
             }
+            Self::Killed { .. } | Self::NoRecord | Self::Busy { .. } | Self::Hub { .. } => Class::Failed,
             _ => Class::Refused,
         }
     }
