@@ -216,55 +216,43 @@ static inline float __int_as_float(int bits) {
     return x;
 }
 
+// Adds to the four results of a lane in an mma of 16 tokens x 8 rows: those of tokens lane/4 (0, 1) and lane/4 + 8 (2, 3) and of rows 2*(lane%4) + 0, 1.
+// `dot` multiplies what the lane of a token and that of a row hold, given the registers by number, for the lower (0) or the upper token (1).
+template <int n, typename F> static inline void emulated_mma(int (&d)[4], const uint32_t (&registers)[n], F dot) {
+    exchange(registers, n, [&](uint32_t (&slots)[8][32]) {
+        for (int i = 0; i < 4; ++i) {
+            for (int part = 0; part < 4; ++part) {
+                const int token = own_lane()/4*4 + part;
+                const int row   = 4*(2*(own_lane()%4) + i%2) + part;
+                d[i] += dot([&](int slot) { return slots[slot][token]; }, [&](int slot) { return slots[slot][row]; }, i/2);
+            }
+        }
+        return 0;
+    });
+}
+
 // mma.m16n8k32 of INT8: a[0], a[2]: token lane/4, columns 4*(lane%4) + 0..3 of the lower and the upper half; a[1], a[3]: token lane/4 + 8;
-// b[0], b[1]: row lane/4, the same columns; d: tokens lane/4 (0, 1) and lane/4 + 8 (2, 3), rows 2*(lane%4) + 0, 1.
+// b[0], b[1]: row lane/4, the same columns.
 static inline void emulated_mma_s8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    const uint32_t registers[6] = { a[0], a[1], a[2], a[3], b[0], b[1] };
-    exchange(registers, 6, [&](uint32_t (&slots)[8][32]) {
-        for (int i = 0; i < 4; ++i) {
-            const int token = own_lane()/4;
-            const int row   = 2*(own_lane()%4) + i%2;
-            for (int part = 0; part < 4; ++part) {
-                for (int half = 0; half < 2; ++half) {
-                    const uint32_t x = slots[i/2 + 2*half][4*token + part];
-                    d[i] = __dp4a((int) x, (int) slots[4 + half][4*row + part], d[i]);
-                }
-            }
-        }
-        return 0;
+    emulated_mma(d, { a[0], a[1], a[2], a[3], b[0], b[1] }, [](auto token, auto row, int upper) {
+        return __dp4a((int) token(upper + 2), (int) row(5), __dp4a((int) token(upper), (int) row(4), 0));
     });
 }
 
-// mma.m16n8k16 of INT8: low, high: tokens lane/4 and lane/4 + 8, columns 4*(lane%4) + 0..3; b: row lane/4, the same columns; d as above.
+// mma.m16n8k16 of INT8: low, high: tokens lane/4 and lane/4 + 8, columns 4*(lane%4) + 0..3; b: row lane/4, the same columns.
 static inline void emulated_mma_s8_k16(int (&d)[4], uint32_t low, uint32_t high, uint32_t b) {
-    const uint32_t registers[3] = { low, high, b };
-    exchange(registers, 3, [&](uint32_t (&slots)[8][32]) {
-        for (int i = 0; i < 4; ++i) {
-            const int token = own_lane()/4;
-            const int row   = 2*(own_lane()%4) + i%2;
-            for (int part = 0; part < 4; ++part) {
-                d[i] = __dp4a((int) slots[i/2][4*token + part], (int) slots[2][4*row + part], d[i]);
-            }
-        }
-        return 0;
-    });
+    emulated_mma(d, { low, high, b }, [](auto token, auto row, int upper) { return __dp4a((int) token(upper), (int) row(2), 0); });
 }
 
-// mma.m16n8k32 of INT4: a[0], a[1]: tokens lane/4 and lane/4 + 8, columns 8*(lane%4) + 0..7; b: row lane/4, the same columns; d as above.
+// mma.m16n8k32 of INT4: low, high: tokens lane/4 and lane/4 + 8, columns 8*(lane%4) + 0..7; b: row lane/4, the same columns.
 static inline void emulated_mma_s4(int (&d)[4], uint32_t low, uint32_t high, uint32_t b) {
-    const uint32_t registers[3] = { low, high, b };
-    exchange(registers, 3, [&](uint32_t (&slots)[8][32]) {
-        for (int i = 0; i < 4; ++i) {
-            const int token = own_lane()/4;
-            const int row   = 2*(own_lane()%4) + i%2;
-            for (int part = 0; part < 4; ++part) {
-                for (int k = 0; k < 8; ++k) {
-                    const auto code = [&](uint32_t word) { return (int) ((word >> 4*k & 15) ^ 8) - 8; };
-                    d[i] += code(slots[i/2][4*token + part])*code(slots[2][4*row + part]);
-                }
-            }
+    emulated_mma(d, { low, high, b }, [](auto token, auto row, int upper) {
+        int sum = 0;
+        for (int k = 0; k < 8; ++k) {
+            const auto code = [&](uint32_t word) { return (int) ((word >> 4*k & 15) ^ 8) - 8; };
+            sum += code(token(upper))*code(row(2));
         }
-        return 0;
+        return sum;
     });
 }
 

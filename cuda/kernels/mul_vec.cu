@@ -11,112 +11,48 @@
 
 #include "tcq4_mul_vec.cuh"
 
-TCQ4_KERNEL __launch_bounds__(128, 8) tcq4_mul_vec_int8_m1(
-        const tcq4_tile * __restrict__ tiles, const tcq4_act8 * __restrict__ acts, float * __restrict__ y, int chunks, int tokens, int64_t y_stride) {
-    tcq4_mul_vec_stripe<1>(tiles + (int64_t) blockIdx.x*chunks, acts, chunks, y + TCQ4_ROWS*(int64_t) blockIdx.x, y_stride, tokens);
-}
+// At most `most` tokens; `blocks` of them run on a multiprocessor.
+#define TCQ4_MUL_VEC_KERNEL(name, most, blocks, act) \
+    TCQ4_KERNEL __launch_bounds__(128, blocks) name( \
+            const tcq4_tile * __restrict__ tiles, const act * __restrict__ acts, float * __restrict__ y, int chunks, int tokens, int64_t y_stride) { \
+        const int64_t stripe = blockIdx.x; \
+        tcq4_mul_vec_stripe<most>(tiles + stripe*chunks, acts, chunks, y + TCQ4_ROWS*stripe, y_stride, tokens); \
+    }
 
-TCQ4_KERNEL __launch_bounds__(128, 8) tcq4_mul_vec_int8_m2(
-        const tcq4_tile * __restrict__ tiles, const tcq4_act8 * __restrict__ acts, float * __restrict__ y, int chunks, int tokens, int64_t y_stride) {
-    tcq4_mul_vec_stripe<2>(tiles + (int64_t) blockIdx.x*chunks, acts, chunks, y + TCQ4_ROWS*(int64_t) blockIdx.x, y_stride, tokens);
-}
-
-TCQ4_KERNEL __launch_bounds__(128, 4) tcq4_mul_vec_int8_m4(
-        const tcq4_tile * __restrict__ tiles, const tcq4_act8 * __restrict__ acts, float * __restrict__ y, int chunks, int tokens, int64_t y_stride) {
-    tcq4_mul_vec_stripe<4>(tiles + (int64_t) blockIdx.x*chunks, acts, chunks, y + TCQ4_ROWS*(int64_t) blockIdx.x, y_stride, tokens);
-}
-
-TCQ4_KERNEL __launch_bounds__(128, 4) tcq4_mul_vec_int8_m8(
-        const tcq4_tile * __restrict__ tiles, const tcq4_act8 * __restrict__ acts, float * __restrict__ y, int chunks, int tokens, int64_t y_stride) {
-    tcq4_mul_vec_stripe<8>(tiles + (int64_t) blockIdx.x*chunks, acts, chunks, y + TCQ4_ROWS*(int64_t) blockIdx.x, y_stride, tokens);
-}
-
-TCQ4_KERNEL __launch_bounds__(128, 8) tcq4_mul_vec_int4_m1(
-        const tcq4_tile * __restrict__ tiles, const tcq4_act4 * __restrict__ acts, float * __restrict__ y, int chunks, int tokens, int64_t y_stride) {
-    tcq4_mul_vec_stripe<1>(tiles + (int64_t) blockIdx.x*chunks, acts, chunks, y + TCQ4_ROWS*(int64_t) blockIdx.x, y_stride, tokens);
-}
-
-TCQ4_KERNEL __launch_bounds__(128, 8) tcq4_mul_vec_int4_m2(
-        const tcq4_tile * __restrict__ tiles, const tcq4_act4 * __restrict__ acts, float * __restrict__ y, int chunks, int tokens, int64_t y_stride) {
-    tcq4_mul_vec_stripe<2>(tiles + (int64_t) blockIdx.x*chunks, acts, chunks, y + TCQ4_ROWS*(int64_t) blockIdx.x, y_stride, tokens);
-}
-
-TCQ4_KERNEL __launch_bounds__(128, 4) tcq4_mul_vec_int4_m4(
-        const tcq4_tile * __restrict__ tiles, const tcq4_act4 * __restrict__ acts, float * __restrict__ y, int chunks, int tokens, int64_t y_stride) {
-    tcq4_mul_vec_stripe<4>(tiles + (int64_t) blockIdx.x*chunks, acts, chunks, y + TCQ4_ROWS*(int64_t) blockIdx.x, y_stride, tokens);
-}
-
-TCQ4_KERNEL __launch_bounds__(128, 4) tcq4_mul_vec_int4_m8(
-        const tcq4_tile * __restrict__ tiles, const tcq4_act4 * __restrict__ acts, float * __restrict__ y, int chunks, int tokens, int64_t y_stride) {
-    tcq4_mul_vec_stripe<8>(tiles + (int64_t) blockIdx.x*chunks, acts, chunks, y + TCQ4_ROWS*(int64_t) blockIdx.x, y_stride, tokens);
-}
+TCQ4_MUL_VEC_KERNEL(tcq4_mul_vec_int8_m1, 1, 8, tcq4_act8)
+TCQ4_MUL_VEC_KERNEL(tcq4_mul_vec_int8_m2, 2, 8, tcq4_act8)
+TCQ4_MUL_VEC_KERNEL(tcq4_mul_vec_int8_m4, 4, 4, tcq4_act8)
+TCQ4_MUL_VEC_KERNEL(tcq4_mul_vec_int8_m8, 8, 4, tcq4_act8)
+TCQ4_MUL_VEC_KERNEL(tcq4_mul_vec_int4_m1, 1, 8, tcq4_act4)
+TCQ4_MUL_VEC_KERNEL(tcq4_mul_vec_int4_m2, 2, 8, tcq4_act4)
+TCQ4_MUL_VEC_KERNEL(tcq4_mul_vec_int4_m4, 4, 4, tcq4_act4)
+TCQ4_MUL_VEC_KERNEL(tcq4_mul_vec_int4_m8, 8, 4, tcq4_act4)
 
 // Product i, of expert ids[i].
-template <typename act>
-static __device__ __forceinline__ void tcq4_mul_vec_of_expert(
-        const tcq4_tile * __restrict__ tiles, const act * __restrict__ acts, const int32_t * __restrict__ ids, float * __restrict__ y, int chunks,
-        int64_t expert_tiles, int used, int64_t y_stride) {
-    const int64_t i = blockIdx.y;
-    const tcq4_tile * stripe = tiles + ids[i]*expert_tiles + (int64_t) blockIdx.x*chunks;
-    tcq4_mul_vec_stripe<1>(stripe, acts + i/used*chunks, chunks, y + i*y_stride + TCQ4_ROWS*(int64_t) blockIdx.x, y_stride);
-}
+#define TCQ4_MUL_VEC_ID_KERNEL(name, act) \
+    TCQ4_KERNEL __launch_bounds__(128, 8) name( \
+            const tcq4_tile * __restrict__ tiles, const act * __restrict__ acts, const int32_t * __restrict__ ids, float * __restrict__ y, int chunks, \
+            int64_t expert_tiles, int used, int64_t y_stride) { \
+        const int64_t i      = blockIdx.y; \
+        const int64_t stripe = blockIdx.x; \
+        tcq4_mul_vec_stripe<1>(tiles + ids[i]*expert_tiles + stripe*chunks, acts + i/used*chunks, chunks, y + i*y_stride + TCQ4_ROWS*stripe, y_stride); \
+    }
 
-TCQ4_KERNEL __launch_bounds__(128, 8) tcq4_mul_vec_id_int8(
-        const tcq4_tile * __restrict__ tiles, const tcq4_act8 * __restrict__ acts, const int32_t * __restrict__ ids, float * __restrict__ y, int chunks,
-        int64_t expert_tiles, int used, int64_t y_stride) {
-    tcq4_mul_vec_of_expert(tiles, acts, ids, y, chunks, expert_tiles, used, y_stride);
-}
+TCQ4_MUL_VEC_ID_KERNEL(tcq4_mul_vec_id_int8, tcq4_act8)
+TCQ4_MUL_VEC_ID_KERNEL(tcq4_mul_vec_id_int4, tcq4_act4)
 
-TCQ4_KERNEL __launch_bounds__(128, 8) tcq4_mul_vec_id_int4(
-        const tcq4_tile * __restrict__ tiles, const tcq4_act4 * __restrict__ acts, const int32_t * __restrict__ ids, float * __restrict__ y, int chunks,
-        int64_t expert_tiles, int used, int64_t y_stride) {
-    tcq4_mul_vec_of_expert(tiles, acts, ids, y, chunks, expert_tiles, used, y_stride);
-}
+#define TCQ4_MUL_VEC_FUSED_KERNEL(name, most, rule) \
+    TCQ4_KERNEL __launch_bounds__(512, 1) name( \
+            const float * __restrict__ x, const int32_t * __restrict__ perm, const tcq4_tile * __restrict__ tiles, float * __restrict__ y, int rows, \
+            int chunks, int tokens, int64_t y_stride) { \
+        tcq4_mul_vec_fused<most, rule>(x, perm, tiles, y, rows, chunks, tokens, y_stride); \
+    }
 
-TCQ4_KERNEL __launch_bounds__(512, 1) tcq4_mul_vec_fused_int8_m1(
-        const float * __restrict__ x, const int32_t * __restrict__ perm, const tcq4_tile * __restrict__ tiles, float * __restrict__ y, int rows, int chunks,
-        int tokens, int64_t y_stride) {
-    tcq4_mul_vec_fused<1, TCQ4_RULE_INT8>(x, perm, tiles, y, rows, chunks, tokens, y_stride);
-}
-
-TCQ4_KERNEL __launch_bounds__(512, 1) tcq4_mul_vec_fused_int8_m2(
-        const float * __restrict__ x, const int32_t * __restrict__ perm, const tcq4_tile * __restrict__ tiles, float * __restrict__ y, int rows, int chunks,
-        int tokens, int64_t y_stride) {
-    tcq4_mul_vec_fused<2, TCQ4_RULE_INT8>(x, perm, tiles, y, rows, chunks, tokens, y_stride);
-}
-
-TCQ4_KERNEL __launch_bounds__(512, 1) tcq4_mul_vec_fused_int8_m4(
-        const float * __restrict__ x, const int32_t * __restrict__ perm, const tcq4_tile * __restrict__ tiles, float * __restrict__ y, int rows, int chunks,
-        int tokens, int64_t y_stride) {
-    tcq4_mul_vec_fused<4, TCQ4_RULE_INT8>(x, perm, tiles, y, rows, chunks, tokens, y_stride);
-}
-
-TCQ4_KERNEL __launch_bounds__(512, 1) tcq4_mul_vec_fused_int8_m8(
-        const float * __restrict__ x, const int32_t * __restrict__ perm, const tcq4_tile * __restrict__ tiles, float * __restrict__ y, int rows, int chunks,
-        int tokens, int64_t y_stride) {
-    tcq4_mul_vec_fused<8, TCQ4_RULE_INT8>(x, perm, tiles, y, rows, chunks, tokens, y_stride);
-}
-
-TCQ4_KERNEL __launch_bounds__(512, 1) tcq4_mul_vec_fused_int4_m1(
-        const float * __restrict__ x, const int32_t * __restrict__ perm, const tcq4_tile * __restrict__ tiles, float * __restrict__ y, int rows, int chunks,
-        int tokens, int64_t y_stride) {
-    tcq4_mul_vec_fused<1, TCQ4_RULE_INT4_G32>(x, perm, tiles, y, rows, chunks, tokens, y_stride);
-}
-
-TCQ4_KERNEL __launch_bounds__(512, 1) tcq4_mul_vec_fused_int4_m2(
-        const float * __restrict__ x, const int32_t * __restrict__ perm, const tcq4_tile * __restrict__ tiles, float * __restrict__ y, int rows, int chunks,
-        int tokens, int64_t y_stride) {
-    tcq4_mul_vec_fused<2, TCQ4_RULE_INT4_G32>(x, perm, tiles, y, rows, chunks, tokens, y_stride);
-}
-
-TCQ4_KERNEL __launch_bounds__(512, 1) tcq4_mul_vec_fused_int4_m4(
-        const float * __restrict__ x, const int32_t * __restrict__ perm, const tcq4_tile * __restrict__ tiles, float * __restrict__ y, int rows, int chunks,
-        int tokens, int64_t y_stride) {
-    tcq4_mul_vec_fused<4, TCQ4_RULE_INT4_G32>(x, perm, tiles, y, rows, chunks, tokens, y_stride);
-}
-
-TCQ4_KERNEL __launch_bounds__(512, 1) tcq4_mul_vec_fused_int4_m8(
-        const float * __restrict__ x, const int32_t * __restrict__ perm, const tcq4_tile * __restrict__ tiles, float * __restrict__ y, int rows, int chunks,
-        int tokens, int64_t y_stride) {
-    tcq4_mul_vec_fused<8, TCQ4_RULE_INT4_G32>(x, perm, tiles, y, rows, chunks, tokens, y_stride);
-}
+TCQ4_MUL_VEC_FUSED_KERNEL(tcq4_mul_vec_fused_int8_m1, 1, TCQ4_RULE_INT8)
+TCQ4_MUL_VEC_FUSED_KERNEL(tcq4_mul_vec_fused_int8_m2, 2, TCQ4_RULE_INT8)
+TCQ4_MUL_VEC_FUSED_KERNEL(tcq4_mul_vec_fused_int8_m4, 4, TCQ4_RULE_INT8)
+TCQ4_MUL_VEC_FUSED_KERNEL(tcq4_mul_vec_fused_int8_m8, 8, TCQ4_RULE_INT8)
+TCQ4_MUL_VEC_FUSED_KERNEL(tcq4_mul_vec_fused_int4_m1, 1, TCQ4_RULE_INT4_G32)
+TCQ4_MUL_VEC_FUSED_KERNEL(tcq4_mul_vec_fused_int4_m2, 2, TCQ4_RULE_INT4_G32)
+TCQ4_MUL_VEC_FUSED_KERNEL(tcq4_mul_vec_fused_int4_m4, 4, TCQ4_RULE_INT4_G32)
+TCQ4_MUL_VEC_FUSED_KERNEL(tcq4_mul_vec_fused_int4_m8, 8, TCQ4_RULE_INT4_G32)

@@ -101,17 +101,8 @@ pub enum DeviceError {
 impl DeviceError {
     /// How this failure ends the program.
     pub fn class(&self) -> Class {
-        match self {
-            DeviceError::NoDriver { .. }
-            | DeviceError::OldDriver { .. }
-            | DeviceError::NoDevice { .. }
-            | DeviceError::OldDevice { .. }
-            | DeviceError::NoLibrary { .. }
-            | DeviceError::NoFunction { .. }
-            | DeviceError::Architecture { .. }
-            | DeviceError::NoKernel { .. } => Class::Usage,
-            DeviceError::Compile { .. } | DeviceError::Driver { .. } | DeviceError::Differs { .. } => Class::Failed,
-        }
+        let is_usage = self.is_absence() || matches!(self, DeviceError::NoKernel { .. });
+        if is_usage { Class::Usage } else { Class::Failed }
     }
 
     /// Whether the machine lacks something, so that the CPU can do the work instead.
