@@ -2,6 +2,7 @@
 // before the real one in the search path of the loader, it lets the whole program run what it would run on a GPU: launches, shapes, checks.
 //
 // Memory is the host's, everything is done at once and in order, time is the host's. Modules are taken on trust: a kernel is found by its name alone.
+// Where TCQ4_EMULATED_LAUNCHES names a file, the names of launched kernels go there, a line each.
 // TCQ4_NATIVE_INT4 (0 or 1) as for the other checks; the device says that it is of compute capability 9.0 or 8.6 accordingly.
 
 #include "emulate.h"
@@ -51,7 +52,7 @@ static const std::map<std::string, kernel> kernels = {
     OF_TOKENS(tcq4_mul_vec_int8), OF_TOKENS(tcq4_mul_vec_int4), OF_TOKENS(tcq4_mul_vec_fused_int8), OF_TOKENS(tcq4_mul_vec_fused_int4),
     OF_ACTS(tcq4_mul_vec_id), OF_ACTS(tcq4_mul_mat), OF_BLOCKS(tcq4_mul_mat), OF_ACTS(tcq4_mul_mat_id), OF_BLOCKS(tcq4_mul_mat_id),
     KERNEL(tcq4_sort_experts), OF_FLOATS(tcq4_dequantize), OF_FLOATS(tcq4_encode_parity), OF_FLOATS(tcq4_encode_default),
-    KERNEL(tcq4_statistics), KERNEL(tcq4_statistics_merge), KERNEL(tcq4_gram),
+    KERNEL(tcq4_statistics), KERNEL(tcq4_gram),
     KERNEL(tcq4_channel_max), KERNEL(tcq4_smooth_rank), KERNEL(tcq4_smooth_scales), KERNEL(tcq4_smooth_round),
 };
 
@@ -150,6 +151,16 @@ int cuLaunchKernel(
         void ** parameters, void **) {
     if (!current || x*y*z == 0 || threads%32 || threads > 1024 || threads_y*threads_z != 1 || (shared > 48 << 10 && shared > allowed_shared)) {
         return INVALID_VALUE;
+    }
+    if (const char * path = getenv("TCQ4_EMULATED_LAUNCHES")) {
+        const std::lock_guard<std::mutex> lock(one_at_a_time);
+        FILE * file = fopen(path, "a");
+        for (const auto & [name, known] : kernels) {
+            if (function == &known) {
+                fprintf(file, "%s\n", name.c_str());
+            }
+        }
+        fclose(file);
     }
     // The arguments are copied at once: the caller's are gone when a recording is played.
     const std::function<void()> thread = (*(const kernel *) function)(parameters);

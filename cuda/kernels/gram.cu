@@ -1,22 +1,23 @@
-// The second moments of channels: adds x^T x, the lower triangle.
+// The second moments of channels: x^T x over the tokens of a call, the part on and above the diagonal.
 //
-// Maths: gram[i][j] += sum over tokens of x[t][i]*x[t][j], for i >= j, in f32 over the tokens of a call, in f64 from call to call.
+// Maths: gram[i][j] = sum over tokens of x[t][i]*x[t][j], token after token in f32, product and sum rounded each: the bits that the CPU makes of a call. A fused
+// multiply-add would take half of the instructions and give other bits, and then sums of parts of a text would no longer add up to those of the whole.
+// Result: bands of 32 rows, row after row from the first column of the band on: 32*k, 32*(k - 32), .. values; so the squares on the diagonal are whole.
 // Why f32 and not TF32 tensor cores: the matrix is factorised with a damping of 1 % of its mean diagonal, and its small eigenvalues steer the rounding; ten
-// bits of mantissa put noise of 5e-4 of the diagonal on every product, more than small eigenvalues of correlated channels have. Splitting each value
-// in two TF32 halves would take three products and give most of f32 at 165 instead of 67 Tflop/s on an H200: worth it only if this ever shows in a profile.
+// bits of mantissa put noise of 5e-4 of the diagonal on every product, more than small eigenvalues of correlated channels have.
 // Mapping: a block 128 x 128 of the result, a thread 8 x 8, rows and columns 4 + 4 that are 64 apart, so that reads of shared memory are of 16 bytes and
 // without conflict. 8 tokens at a time in shared memory, the next ones in registers meanwhile.
-// Launch: b*(b + 1)/2 blocks of 256 threads, b = k/128. The blocks on the diagonal are written whole.
-// Bound: f32; 64 FMA for 4 reads of 16 bytes. Each call reads and writes 8 bytes an element beside: give it 256 to 4096 tokens.
-// Tolerance: 4e-6 of sqrt(gram[i][i]*gram[j][j]) for up to 4096 tokens (4096 additions in f32).
-// Predicted on an H200, not measured: 45 to 55 Tflop/s of the lower triangle.
+// Launch: b*(b + 1)/2 blocks of 256 threads, b = ceil(k/128); k is a multiple of 32.
+// Bound: f32; 64 products and 64 sums for 4 reads of 16 bytes. Tolerance: none.
+// Predicted on an H200, not measured: 23 to 27 Tflop/s of the half that is computed.
 
 #include "tcq4_device.cuh"
 
 #define TCQ4_GRAM_SIDE   128
 #define TCQ4_GRAM_TOKENS 8
+#define TCQ4_GRAM_BAND   32
 
-// The place of a block in the lower triangle.
+// The place of a block in a lower triangle.
 static __device__ __forceinline__ void tcq4_triangle(int64_t index, int & row, int & column) {
     int r = (int) ((sqrtf(8.0f*(float) index + 1.0f) - 1.0f)*0.5f);
     while ((int64_t) (r + 1)*(r + 2)/2 <= index) {
@@ -29,11 +30,11 @@ static __device__ __forceinline__ void tcq4_triangle(int64_t index, int & row, i
     column = (int) (index - (int64_t) r*(r + 1)/2);
 }
 
-TCQ4_KERNEL __launch_bounds__(256, 1) tcq4_gram(const float * __restrict__ x, int64_t tokens, int k, double * __restrict__ gram) {
+TCQ4_KERNEL __launch_bounds__(256, 1) tcq4_gram(const float * __restrict__ x, int64_t tokens, int k, float * __restrict__ gram) {
     __shared__ __align__(16) float rows   [TCQ4_GRAM_TOKENS][TCQ4_GRAM_SIDE];
     __shared__ __align__(16) float columns[TCQ4_GRAM_TOKENS][TCQ4_GRAM_SIDE];
     int block_row, block_column;
-    tcq4_triangle(blockIdx.x, block_row, block_column);
+    tcq4_triangle(blockIdx.x, block_column, block_row);
     const int tile_row    = 4*(threadIdx.x/16);
     const int tile_column = 4*(threadIdx.x%16);
     // what this thread copies: 4 channels of token threadIdx.x/32
@@ -42,7 +43,8 @@ TCQ4_KERNEL __launch_bounds__(256, 1) tcq4_gram(const float * __restrict__ x, in
     const float4 none     = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 
     const auto read = [&](int64_t token, int block) {
-        return token < tokens ? *(const float4 *) &x[token*k + TCQ4_GRAM_SIDE*block + own_channel] : none;
+        const int channel = TCQ4_GRAM_SIDE*block + own_channel;
+        return token < tokens && channel < k ? *(const float4 *) &x[token*k + channel] : none;
     };
     float  sums[8][8] = {};
     float4 next_rows    = read(own_token, block_row);
@@ -68,17 +70,23 @@ TCQ4_KERNEL __launch_bounds__(256, 1) tcq4_gram(const float * __restrict__ x, in
             for (int i = 0; i < 8; ++i) {
 #pragma unroll
                 for (int j = 0; j < 8; ++j) {
-                    sums[i][j] += a[i]*b[j];
+                    sums[i][j] = tcq4_add_exact(sums[i][j], tcq4_mul_exact(a[i], b[j]));
                 }
             }
         }
     }
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-        double * out = gram + (int64_t) (TCQ4_GRAM_SIDE*block_row + tile_row + i%4 + 64*(i/4))*k + TCQ4_GRAM_SIDE*block_column + tile_column;
+        const int row  = TCQ4_GRAM_SIDE*block_row + tile_row + i%4 + 64*(i/4);
+        const int band = row/TCQ4_GRAM_BAND;
+        const int left = TCQ4_GRAM_BAND*band; // the column that the row begins with
+        float * out = gram + (int64_t) left*k - TCQ4_GRAM_BAND*TCQ4_GRAM_BAND*((int64_t) band*(band - 1)/2) + (int64_t) (row - left)*(k - left);
 #pragma unroll
-        for (int j = 0; j < 8; ++j) {
-            out[j%4 + 64*(j/4)] += (double) sums[i][j];
+        for (int half = 0; half < 2; ++half) {
+            const int column = TCQ4_GRAM_SIDE*block_column + tile_column + 64*half;
+            if (row < k && column >= left && column < k) {
+                *(float4 *) &out[column - left] = make_float4(sums[i][4*half], sums[i][4*half + 1], sums[i][4*half + 2], sums[i][4*half + 3]);
+            }
         }
     }
 }

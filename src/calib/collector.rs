@@ -6,8 +6,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::moments::accumulate;
+use super::moments::{Rows, accumulate};
 use super::stats::{ChannelStats, SampleRows};
+use super::summer::Summer;
 use crate::Result;
 use crate::error::ModelError;
 use crate::llama::{Capture, InputId, Node, Observer};
@@ -48,6 +49,7 @@ pub struct Collector {
     before: usize,
     graph: Graph,
     offsets: Vec<Vec<usize>>,
+    summer: Summer,
 }
 
 /// What is known about the graph that is running.
@@ -72,6 +74,12 @@ impl Collector {
         let members = groups.iter().enumerate().flat_map(|(i, group)| group.iter().map(move |w| (w.clone(), i)));
         let group_of = members.collect();
         Self { with_output, entries, by_weight, groups, group_of, ..Self::default() }
+    }
+
+    /// Says who sums rows up.
+    #[must_use]
+    pub fn with(self, summer: Summer) -> Self {
+        Self { summer, ..self }
     }
 
     /// Says what to capture in the next chunk.
@@ -202,7 +210,12 @@ impl Collector {
         for (matrix, offsets) in
             self.offsets.iter().enumerate().take(node.matrices).filter(|(_, offsets)| !offsets.is_empty())
         {
-            if let Some(channel) = accumulate(stats, matrix, input.data, offsets) {
+            let summed = self.summer.channel_sums(input.data, offsets, stats.columns)?;
+            let rows = match &summed {
+                Some(sums) => Rows::Summed(offsets.len(), sums),
+                None => Rows::Data(input.data, offsets),
+            };
+            if let Some(channel) = accumulate(stats, matrix, rows) {
                 return Err(ModelError::ActivationNotFinite { tensor: node.weight.to_owned(), channel }.into());
             }
         }

@@ -16,6 +16,8 @@ pub const USUAL_UNIT: Unit = Unit(-34);
 
 /// Sums and what is added to them stay below this many units.
 const LIMIT: f64 = (1u64 << 62) as f64;
+/// Sums that a thread adds at a time.
+const ADDED: usize = 1 << 16;
 
 /// What sums count: 2 to this power.
 ///
@@ -164,6 +166,22 @@ impl Hessian {
         if fits.reduce(|| true, |a, b| a && b) { Ok(()) } else { Err(OutOfRange) }
     }
 
+    /// Adds what a device has summed up over so many rows: [`crate::device::SumRows::products`]. The same bits as from [`Hessian::add`].
+    ///
+    /// # Errors
+    /// As [`Hessian::add`].
+    ///
+    /// # Panics
+    /// If the sums are of another number of channels.
+    pub fn add_products(&mut self, rows: usize, products: &[f32]) -> Result<(), OutOfRange> {
+        let per_unit = 1.0 / self.unit.value();
+        assert_eq!(products.len(), Self::len(self.columns));
+        self.rows += rows as u64;
+        let parts = self.own().par_chunks_mut(ADDED).zip(products.par_chunks(ADDED));
+        let fits = parts.map(|(sums, values)| add_units(sums, values, per_unit));
+        if fits.reduce(|| true, |a, b| a && b) { Ok(()) } else { Err(OutOfRange) }
+    }
+
     /// Adds the sums of further rows: the result is that of one run over all rows, whatever their order.
     ///
     /// # Errors
@@ -254,7 +272,7 @@ fn add_band(sums: &mut [i64], factors: &[Vec<[f32; TOGETHER]>], values: &[Vec<La
 }
 
 /// Adds values as whole units; whether all of it stays in range.
-fn add_units(sums: &mut [i64], values: &Lane, per_unit: f64) -> bool {
+fn add_units(sums: &mut [i64], values: &[f32], per_unit: f64) -> bool {
     let mut fits = true;
     for (sum, &value) in sums.iter_mut().zip(values) {
         let units = f64::from(value) * per_unit;
@@ -312,6 +330,27 @@ mod tests {
                 assert_eq!(mean[i * columns + j], mean[j * columns + i]);
             }
         }
+    }
+
+    #[test]
+    fn products_of_a_device_are_added_as_those_of_this_processor() {
+        let (columns, count) = (96, 50);
+        let (data, offsets) = (rows(count, columns), starts(count, columns));
+        let unit = Unit::of(&data, offsets.iter().copied(), columns);
+        let (mut own, mut given) = (Hessian::new(columns, unit), Hessian::new(columns, unit));
+        let product = |i: usize, j: usize| offsets.iter().fold(0.0f32, |sum, t| sum + data[t + i] * data[t + j]);
+        let products: Vec<f32> = (0..columns)
+            .flat_map(|i| (i / 32 * 32..columns).map(move |j| (i, j)))
+            .map(|(i, j)| product(i, j))
+            .collect();
+        for _ in 0..2 {
+            own.add(&data, &offsets, None).unwrap();
+            given.add_products(count, &products).unwrap();
+        }
+        assert_eq!((given.sums(), given.rows()), (own.sums(), own.rows()));
+        let mut bad = products;
+        bad[columns] = f32::NAN;
+        assert_eq!(given.add_products(count, &bad), Err(OutOfRange));
     }
 
     #[test]

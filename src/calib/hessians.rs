@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use super::hessian::{OutOfRange, USUAL_UNIT, Unit};
 use super::input_moments::{InputMoments, MomentsRequest};
 use super::run::{CalibrationOptions, context};
+use super::summer::Summer;
 use crate::corpus::Corpus;
 use crate::corpus::chunks::Chunks;
 use crate::error::MomentsError;
@@ -52,7 +53,7 @@ pub fn second_moments(
     let chunks = Chunks::of(model, corpus, options.ctx)?;
     let plan = chunks.plan(options.samples, options.selection);
     let mut context = context(model, options)?;
-    let mut hessians = Hessians::new(requests);
+    let mut hessians = Hessians::new(requests, options.summer.clone());
     let places: Vec<usize> = (0..plan.summed.len()).filter(|&place| place == 0 || shard.has(place)).collect();
     progress.begin("second moments", places.len() as u64 * u64::from(options.ctx), Counted::Tokens);
     for place in places {
@@ -82,6 +83,7 @@ pub(super) struct Hessians<'a> {
     settles: bool,
     sums: bool,
     offsets: Vec<Vec<usize>>,
+    summer: Summer,
 }
 
 /// What is known about one input.
@@ -94,7 +96,7 @@ struct Slot {
 }
 
 impl<'a> Hessians<'a> {
-    pub(super) fn new(requests: &'a [MomentsRequest]) -> Self {
+    pub(super) fn new(requests: &'a [MomentsRequest], summer: Summer) -> Self {
         let named =
             |(index, request): (usize, &'a MomentsRequest)| request.weights.iter().map(move |w| (w.as_str(), index));
         Self {
@@ -104,6 +106,7 @@ impl<'a> Hessians<'a> {
             settles: true,
             sums: true,
             offsets: Vec::new(),
+            summer,
         }
     }
 
@@ -149,19 +152,17 @@ impl Observer for Hessians<'_> {
             return Ok(());
         }
         let moments = slot.moments.get_or_insert_with(|| request.begin(unit));
-        let tensor = || MomentsError::OutOfRange { tensor: node.weight.to_owned() };
-        moments.add(input.data, &self.offsets).map_err(|OutOfRange| tensor().into())
-    }
-}
-
-impl InputMoments {
-    /// Adds the rows of each matrix.
-    fn add(&mut self, data: &[f32], offsets: &[Vec<usize>]) -> Result<(), OutOfRange> {
-        for (matrix, offsets) in offsets.iter().enumerate().filter(|(_, offsets)| !offsets.is_empty()) {
-            self.rows[matrix] += offsets.len() as u64;
-            for block in &mut self.blocks {
+        let out_of_range = |OutOfRange| MomentsError::OutOfRange { tensor: node.weight.to_owned() };
+        for (matrix, offsets) in self.offsets.iter().enumerate().filter(|(_, offsets)| !offsets.is_empty()) {
+            moments.rows[matrix] += offsets.len() as u64;
+            for block in &mut moments.blocks {
                 let owner = if block.sums.len() > 1 { matrix } else { 0 };
-                block.sums[owner].add(data, offsets, block.channels.as_deref())?;
+                let (sum, channels) = (&mut block.sums[owner], block.channels.as_deref());
+                let added = match self.summer.products(input.data, offsets, sum.columns(), channels)? {
+                    Some(products) => sum.add_products(offsets.len(), &products),
+                    None => sum.add(input.data, offsets, channels),
+                };
+                added.map_err(out_of_range)?;
             }
         }
         Ok(())

@@ -14,6 +14,7 @@ pub mod resume;
 pub mod run;
 pub mod stats;
 pub mod store;
+mod summer;
 
 pub use hessian::Hessian;
 pub use hessians::{Shard, second_moments};
@@ -22,3 +23,4 @@ pub use moments_store::MomentsFile;
 pub use perms::PermFile;
 pub use run::{CalibrationOptions, calibrate, calibrate_with_moments};
 pub use stats::{ChannelStats, SampleRows, Statistics};
+pub use summer::Summer;

@@ -4,12 +4,13 @@
 use rayon::prelude::*;
 
 use super::stats::ChannelStats;
+use crate::device::{SUMMED_ROWS, SUMS};
 
 /// Columns that are summed together: five sums of so many f32 fit the vector registers of AVX-512.
 const TILE: usize = 64;
 
 /// Rows summed in f32 before they join the f64 sums: the rounding of positive sums stays below 31 * 2⁻²⁴, about 2e-6.
-const BLOCK: usize = 32;
+const BLOCK: usize = SUMMED_ROWS;
 
 /// Values (rows times columns) below which waking other threads does not pay.
 const PARALLEL: usize = 1 << 16;
@@ -25,16 +26,59 @@ struct Tile<'s> {
     sum_sq: &'s mut [f64],
 }
 
-/// Adds the rows of `data` that start at `offsets` to the sums of `matrix`; returns the first column whose sums are not finite
-/// (an input is NaN or infinite, or beyond 1e19, where its square overflows).
+/// Rows to add to sums.
+#[derive(Clone, Copy)]
+pub(super) enum Rows<'a> {
+    /// Those of some data that start at these offsets.
+    Data(&'a [f32], &'a [usize]),
+    /// So many, of which a device has made the sums of every block: [`crate::device::SumRows::channel_sums`].
+    Summed(usize, &'a [f32]),
+}
+
+impl Rows<'_> {
+    fn len(self) -> usize {
+        match self {
+            Rows::Data(_, offsets) => offsets.len(),
+            Rows::Summed(rows, _) => rows,
+        }
+    }
+
+    /// The sums of a block of rows in `width` columns from `first` on.
+    fn block(self, block: usize, columns: usize, (first, width): (usize, usize)) -> Sums {
+        let mut sums = Sums::default();
+        match self {
+            Rows::Data(data, offsets) => {
+                for &offset in &offsets[block * BLOCK..offsets.len().min((block + 1) * BLOCK)] {
+                    let row = &data[offset + first..][..width];
+                    // The constant length of a full tile is what lets the loop become straight vector code.
+                    match row.first_chunk::<TILE>() {
+                        Some(row) => sums.add(row),
+                        None => sums.add(row),
+                    }
+                }
+            }
+            Rows::Summed(_, all) => {
+                let own = &all[block * SUMS * columns..][..SUMS * columns];
+                let Sums { min, max, sum, sum_abs, sum_sq } = &mut sums;
+                for (of, values) in [min, max, sum, sum_abs, sum_sq].into_iter().zip(own.chunks_exact(columns)) {
+                    of[..width].copy_from_slice(&values[first..first + width]);
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// Adds rows to the sums of `matrix`; returns the first column whose sums are not finite (an input is NaN or infinite, or beyond 1e19, where its square
+/// overflows).
 ///
 /// # Panics
-/// If a row does not lie inside `data`.
-pub(super) fn accumulate(stats: &mut ChannelStats, matrix: usize, data: &[f32], offsets: &[usize]) -> Option<usize> {
+/// If a row does not lie inside its data.
+pub(super) fn accumulate(stats: &mut ChannelStats, matrix: usize, rows: Rows<'_>) -> Option<usize> {
     let columns = stats.columns;
     let range = matrix * columns..(matrix + 1) * columns;
-    stats.counts[matrix] += offsets.len() as u64;
-    let together = if columns * offsets.len() < PARALLEL { columns.div_ceil(TILE) } else { 2 };
+    stats.counts[matrix] += rows.len() as u64;
+    let together = if columns * rows.len() < PARALLEL { columns.div_ceil(TILE) } else { 2 };
     stats.abs_max[range.clone()]
         .par_chunks_mut(TILE)
         .zip(stats.min[range.clone()].par_chunks_mut(TILE))
@@ -46,8 +90,9 @@ pub(super) fn accumulate(stats: &mut ChannelStats, matrix: usize, data: &[f32], 
         .with_min_len(together.max(1))
         .filter_map(|(i, (((((abs_max, min), max), sum), sum_abs), sum_sq))| {
             let mut tile = Tile { first: i * TILE, abs_max, min, max, sum, sum_abs, sum_sq };
-            for block in offsets.chunks(BLOCK) {
-                tile.add(data, block);
+            let own = (tile.first, tile.abs_max.len());
+            for block in 0..rows.len().div_ceil(BLOCK) {
+                tile.add(&rows.block(block, columns, own));
             }
             tile.not_finite()
         })
@@ -55,18 +100,9 @@ pub(super) fn accumulate(stats: &mut ChannelStats, matrix: usize, data: &[f32], 
 }
 
 impl Tile<'_> {
-    fn add(&mut self, data: &[f32], block: &[usize]) {
-        let width = self.abs_max.len();
-        let mut sums = Sums::default();
-        for &offset in block {
-            let row = &data[offset + self.first..][..width];
-            // The constant length of a full tile is what lets the loop become straight vector code.
-            match row.first_chunk::<TILE>() {
-                Some(row) => sums.add(row),
-                None => sums.add(row),
-            }
-        }
-        for j in 0..width {
+    /// Adds a block of rows.
+    fn add(&mut self, sums: &Sums) {
+        for j in 0..self.abs_max.len() {
             self.min[j] = self.min[j].min(sums.min[j]);
             self.max[j] = self.max[j].max(sums.max[j]);
             self.abs_max[j] = self.abs_max[j].max(sums.max[j]).max(-sums.min[j]);
@@ -146,7 +182,7 @@ mod tests {
             let data: Vec<f32> = (0..stride * rows + columns).map(value).collect();
             let offsets: Vec<usize> = (0..rows).map(|r| r * stride).collect();
             let (mut fast, mut slow) = (ChannelStats::new(2, columns), ChannelStats::new(2, columns));
-            prop_assert_eq!(accumulate(&mut fast, 1, &data, &offsets), None);
+            prop_assert_eq!(accumulate(&mut fast, 1, Rows::Data(&data, &offsets)), None);
             naive(&mut slow, 1, &data, &offsets);
             prop_assert_eq!(&fast.abs_max, &slow.abs_max);
             prop_assert_eq!((&fast.min, &fast.max), (&slow.min, &slow.max));
@@ -165,10 +201,35 @@ mod tests {
         let with = |threads| {
             let mut stats = ChannelStats::new(1, columns);
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| accumulate(&mut stats, 0, &data, &offsets));
+            pool.install(|| accumulate(&mut stats, 0, Rows::Data(&data, &offsets)));
             stats
         };
         assert_eq!(with(1), with(3));
+    }
+
+    #[test]
+    fn sums_that_a_device_made_of_blocks_give_the_same_bits() {
+        let (columns, rows) = (150, 70);
+        let data: Vec<f32> = (0..columns * rows).map(|i| (i as f32).sin() * 3.0).collect();
+        let offsets: Vec<usize> = (0..rows).map(|r| r * columns).collect();
+        let fold = |block: &[f32], j: usize, start: f32, with: fn(f32, f32) -> f32| {
+            block.iter().skip(j).step_by(columns).fold(start, |sum, &value| with(sum, value))
+        };
+        let of_block = |block: &[f32]| -> Vec<f32> {
+            let parts: [(f32, fn(f32, f32) -> f32); SUMS] = [
+                (f32::INFINITY, f32::min),
+                (f32::NEG_INFINITY, f32::max),
+                (0.0, |sum, value| sum + value),
+                (0.0, |sum, value| sum + value.abs()),
+                (0.0, |sum, value| sum + value * value),
+            ];
+            parts.iter().flat_map(|&(start, with)| (0..columns).map(move |j| fold(block, j, start, with))).collect()
+        };
+        let summed: Vec<f32> = data.chunks(BLOCK * columns).flat_map(of_block).collect();
+        let (mut own, mut given) = (ChannelStats::new(1, columns), ChannelStats::new(1, columns));
+        accumulate(&mut own, 0, Rows::Data(&data, &offsets));
+        accumulate(&mut given, 0, Rows::Summed(rows, &summed));
+        assert_eq!(own, given);
     }
 
     #[test]
@@ -176,6 +237,6 @@ mod tests {
         let mut data = vec![1.0; 300];
         data[217] = f32::NAN;
         data[130] = f32::INFINITY;
-        assert_eq!(accumulate(&mut ChannelStats::new(1, 300), 0, &data, &[0]), Some(130));
+        assert_eq!(accumulate(&mut ChannelStats::new(1, 300), 0, Rows::Data(&data, &[0])), Some(130));
     }
 }

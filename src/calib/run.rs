@@ -14,6 +14,7 @@ use super::hessians::Hessians;
 use super::input_moments::{InputMoments, MomentsRequest};
 use super::resume;
 use super::stats::Statistics;
+use super::summer::Summer;
 use crate::corpus::chunks::{ChunkPlan, Chunks, Selection};
 use crate::corpus::{Composition, Corpus};
 use crate::llama::{Capture, Context, ContextOptions, Model, Node, Observer};
@@ -50,6 +51,8 @@ pub struct CalibrationOptions {
     pub resume: bool,
     /// How often to write it.
     pub checkpoint_every: Duration,
+    /// Who sums rows up; it changes no bit of the result.
+    pub summer: Summer,
 }
 
 impl Default for CalibrationOptions {
@@ -64,6 +67,7 @@ impl Default for CalibrationOptions {
             checkpoint: None,
             resume: false,
             checkpoint_every: Duration::from_secs(60),
+            summer: Summer::default(),
         }
     }
 }
@@ -103,7 +107,7 @@ pub fn calibrate_with_moments(
     progress: &dyn Progress,
 ) -> Result<(Statistics, Vec<Option<InputMoments>>)> {
     let options = CalibrationOptions { checkpoint: None, ..options.clone() };
-    let mut hessians = Hessians::new(requests);
+    let mut hessians = Hessians::new(requests, options.summer.clone());
     let statistics = run(model, corpus, fingerprint, &options, Some(&mut hessians), progress)?;
     Ok((statistics, hessians.finish()))
 }
@@ -122,7 +126,8 @@ fn run(
     tell(&composition, &chunks, options.samples, progress);
     let name = run_name(corpus, fingerprint, options, &plan);
     let steps = steps(&plan, options);
-    let (mut collector, done) = begin(options, &name)?;
+    let (collector, done) = begin(options, &name)?;
+    let mut collector = collector.with(options.summer.clone());
     let mut context = context(model, options)?;
     let mut checkpoint = Checkpoint { options, name: &name, written: Instant::now() };
     progress.begin("calibrate", (steps.len() * options.ctx as usize) as u64, Unit::Tokens);

@@ -2,13 +2,15 @@
 
 use std::env;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::Session;
 use super::args::{DeviceArgs, ToolkitArgs};
 use super::values::DeviceArg;
-use crate::device::{Facts, Gpu, Setup};
+use crate::calib::Summer;
+use crate::device::{Facts, Gpu, RowSums, Setup};
 use crate::error::Result;
 use crate::tcq::Encoder;
 use crate::util::progress::Progress;
@@ -39,28 +41,65 @@ impl DeviceUse {
     }
 }
 
-/// Opens the GPU if one is asked for, to encode. Where none is there, or no kernel of the encoder, says so: the CPU does its work.
-///
-/// # Errors
-/// A GPU that is there and refuses to work.
-pub(super) fn choose(session: &Session, args: &DeviceArgs, encoder: Encoder) -> Result<(Option<Gpu>, DeviceUse)> {
-    let cpu = DeviceUse { asked: "cpu", used: "cpu", gpu: None, fallback: None };
-    if args.device == DeviceArg::Cpu {
-        return Ok((None, cpu));
-    }
-    let fall_back = |reason: String| {
+/// The GPU that was asked for, or what is instead of it.
+#[derive(Debug, Clone)]
+pub(super) struct Device {
+    pub(super) gpu: Option<Arc<Gpu>>,
+    pub(super) use_: DeviceUse,
+}
+
+impl Device {
+    const CPU: Self = Self { gpu: None, use_: DeviceUse { asked: "cpu", used: "cpu", gpu: None, fallback: None } };
+
+    /// The CPU where a GPU was asked for, which is said.
+    fn fallen_back(session: &Session, reason: String) -> Self {
         session.progress.note(&format!("--device cuda: {reason}; the CPU does the work"));
-        Ok((None, DeviceUse { asked: "cuda", fallback: Some(reason), ..cpu }))
-    };
-    if encoder == Encoder::Weighted {
-        return fall_back("there is no kernel of the weighted encoder".into());
+        Self { gpu: None, use_: DeviceUse { asked: "cuda", fallback: Some(reason), ..Self::CPU.use_ } }
     }
-    match Gpu::open(&setup(&args.toolkit)) {
-        Ok(gpu) => {
-            let facts = gpu.facts().clone();
-            Ok((Some(gpu), DeviceUse { asked: "cuda", used: "cuda", gpu: Some(facts), fallback: None }))
+
+    /// What sums up rows of activations.
+    ///
+    /// # Errors
+    /// A GPU that is there and refuses to work.
+    pub(super) fn summer(&self) -> Result<Summer> {
+        let sums = self.gpu.clone().map(RowSums::new).transpose()?;
+        Ok(sums.map_or_else(Summer::default, |sums| Summer::on(Arc::new(sums))))
+    }
+}
+
+impl Session {
+    /// Opens the GPU if one is asked for, once. Where none is there, says so: the CPU does its work.
+    ///
+    /// # Errors
+    /// A GPU that is there and refuses to work.
+    pub(super) fn device(&self, args: &DeviceArgs) -> Result<&Device> {
+        if let Some(device) = self.device.get() {
+            return Ok(device);
         }
-        Err(error) if error.is_absence() => fall_back(error.to_string()),
-        Err(error) => Err(error.into()),
+        let device = match args.device {
+            DeviceArg::Cpu => Device::CPU,
+            DeviceArg::Cuda => match Gpu::open(&setup(&args.toolkit)) {
+                Ok(gpu) => {
+                    let facts = Some(gpu.facts().clone());
+                    let use_ = DeviceUse { asked: "cuda", used: "cuda", gpu: facts, fallback: None };
+                    Device { gpu: Some(Arc::new(gpu)), use_ }
+                }
+                Err(error) if error.is_absence() => Device::fallen_back(self, error.to_string()),
+                Err(error) => return Err(error.into()),
+            },
+        };
+        Ok(self.device.get_or_init(|| device))
+    }
+
+    /// The device to encode on: that which was asked for, unless it has no kernel of the encoder, which is said.
+    ///
+    /// # Errors
+    /// As [`Self::device`].
+    pub(super) fn encoding_device(&self, args: &DeviceArgs, encoder: Encoder) -> Result<Device> {
+        let device = self.device(args)?;
+        if device.gpu.is_some() && encoder == Encoder::Weighted {
+            return Ok(Device::fallen_back(self, "there is no kernel of the weighted encoder".into()));
+        }
+        Ok(device.clone())
     }
 }

@@ -15,6 +15,7 @@ mod version;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use clap::Parser;
 
@@ -32,6 +33,8 @@ struct Session {
     printer: Printer,
     progress: TerminalProgress,
     global: GlobalArgs,
+    /// What `--device` chose, once it has been asked for.
+    device: OnceLock<device::Device>,
 }
 
 impl Session {
@@ -105,7 +108,8 @@ fn start(global: &GlobalArgs) -> anyhow::Result<Session> {
         rayon::ThreadPoolBuilder::new().num_threads(threads as usize).build_global()?;
     }
     let printer = Printer::new(global.json, global.quiet);
-    Ok(Session { printer, progress: TerminalProgress::new(printer, Interrupt::install()?), global: global.clone() })
+    let progress = TerminalProgress::new(printer, Interrupt::install()?);
+    Ok(Session { printer, progress, global: global.clone(), device: OnceLock::new() })
 }
 
 fn init_log(verbose: u8) {

@@ -2,6 +2,7 @@
 
 use bytemuck::{AnyBitPattern, pod_read_unaligned};
 
+use crate::device::DecodeTiles;
 use crate::error::{ConvertError, Error, Result};
 use crate::gguf::{GgmlType, Source, TensorInfo};
 use crate::math::Permutation;
@@ -63,6 +64,30 @@ impl<'a> TcqTensor<'a> {
         Ok(())
     }
 
+    /// Decodes rows as [`Self::rows`] does, on a `device` if there is one, and puts columns back where they were before `permutation` gathered them.
+    ///
+    /// # Errors
+    /// As [`Self::rows`]; what the device says.
+    pub(super) fn spatial_rows(
+        &self,
+        (first, rows): (u64, u64),
+        permutation: Option<&Permutation>,
+        device: Option<&dyn DecodeTiles>,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let Some(device) = device.filter(|_| self.layout == Layout::Final) else {
+            self.rows(first, rows, out)?;
+            permutation.into_iter().for_each(|permutation| undo_permutation(permutation, out));
+            return Ok(());
+        };
+        let mut tiles = Vec::new();
+        for stripe in (first..first + rows).step_by(TILE_ROWS) {
+            tiles.extend(self.stripe(stripe)?);
+        }
+        let columns = self.tensor.columns() as usize;
+        Ok(device.decode(&tiles, columns, permutation.map(Permutation::indices), out)?)
+    }
+
     /// The tiles of the eight rows from `first` (a multiple of 8) on, one for each 256 columns; row blocks are turned into tiles.
     ///
     /// # Errors
@@ -111,7 +136,7 @@ fn collect<T: AnyBitPattern>(bytes: &[u8]) -> Vec<T> {
 }
 
 /// Puts the columns of decoded rows back where they were before `permutation` gathered them.
-pub(super) fn undo_permutation(permutation: &Permutation, rows: &mut [f32]) {
+fn undo_permutation(permutation: &Permutation, rows: &mut [f32]) {
     let inverse = permutation.inverse();
     let mut spatial = vec![0.0; inverse.len()];
     for row in rows.chunks_exact_mut(inverse.len()) {

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::decode::{TcqTensor, undo_permutation};
+use super::decode::TcqTensor;
 use super::floats::to_bytes;
 use super::is_tcq4;
 use super::keys::{permutations, remove_own_keys};
 use super::units::{RowUnit, cut, run_all};
+use crate::device::DecodeTiles;
 use crate::error::{ConvertError, Result};
 use crate::gguf::{GgmlType, Metadata, Plan, Source, TensorInfo, TensorSpec, Writer};
 use crate::tcq::Codec;
@@ -25,7 +26,8 @@ pub struct Dequantized {
     pub bytes: u64,
 }
 
-/// Writes `file` to `output` with its TCQ4 tensors as `ty` (F16, BF16 or F32), everything else as it is.
+/// Writes `file` to `output` with its TCQ4 tensors as `ty` (F16, BF16 or F32), everything else as it is. Tiles are decoded on a device if there is one; the
+/// bytes are the same.
 ///
 /// # Errors
 /// A file without TCQ4 tensors; weights beyond the range of `ty`; what [`Writer`] refuses.
@@ -34,7 +36,7 @@ pub fn dequantize(
     output: &Path,
     ty: GgmlType,
     force: bool,
-    codec: Codec,
+    (codec, device): (Codec, Option<&dyn DecodeTiles>),
     progress: &dyn Progress,
 ) -> Result<Dequantized> {
     let tensors = file.tensors();
@@ -63,10 +65,8 @@ pub fn dequantize(
         let range = (unit.first * source_row) as usize..((unit.first + unit.rows) * source_row) as usize;
         let bytes = if let Some(reader) = readers[unit.tensor] {
             let mut values = vec![0.0; (unit.rows * tensor.columns()) as usize];
-            reader.rows(unit.first, unit.rows, &mut values)?;
-            if let Some(permutation) = permutations.get(&tensor.name) {
-                undo_permutation(permutation, &mut values);
-            }
+            let permutation = permutations.get(&tensor.name);
+            reader.spatial_rows((unit.first, unit.rows), permutation, device, &mut values)?;
             to_bytes(&values, ty).ok_or_else(|| out_of_range(file, tensor, ty))?
         } else {
             file.data(tensor)[range.clone()].to_vec()

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::blas::{Blas, Sizes};
 use super::gpu::{Buffer, Facts, Gpu, Plain, Queue};
 use super::launch::Encoded;
-use super::launch_calibration::Rows;
+use super::launch_calibration::{Rows, gram_len, statistics_len};
 use super::shapes::{Act4, Act8, Activations, Block4, Block8, BlockG256, Int4G32, Int8, Rule, Shape, WideG256};
 use crate::error::DeviceError;
 use crate::tcq::{Encoder, TILE_BYTES, Tile};
@@ -414,14 +414,14 @@ impl Bench<'_> {
         }
         let x = self.several(sets, &self.values(rows.tokens * rows.k, |value| value))?;
         if self.wants(names[0]) {
-            let (mut sums, mut ranges) = (queue.room(2 * rows.k)?, queue.room(3 * rows.k)?);
-            let launch = |set: usize| queue.statistics(&x[set], rows, &mut sums, &mut ranges);
+            let mut sums = queue.room(statistics_len(rows))?;
+            let launch = |set: usize| queue.statistics(&x[set], rows, &mut sums);
             self.measure(names[0], Work::moving(rows.tokens, rows.k, bytes), sets, launch)?;
         }
         if self.wants(names[1]) {
-            let mut gram = queue.room(rows.k * rows.k)?;
+            let mut gram = queue.room(gram_len(rows.k))?;
             let shape = Shape { rows: rows.k, chunks: rows.k / 256, tokens: rows.tokens };
-            // Only the lower triangle is computed.
+            // Only half of it is computed.
             let work = Work { operations: Work::product(shape, 0).operations / 2.0, ..Work::product(shape, bytes) };
             self.measure(names[1], work, sets, |set| queue.gram(&x[set], rows, &mut gram))?;
         }

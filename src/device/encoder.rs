@@ -2,9 +2,8 @@
 //!
 //! Gives exactly the tiles and losses of [`crate::tcq::Codec`]; rows that cannot be encoded are left to it, for it says what is wrong with them.
 
-use std::sync::{Mutex, PoisonError};
-
 use super::gpu::{Buffer, Gpu, Queue};
+use super::lanes::Lanes;
 use super::launch::Encoded;
 use super::shapes::Shape;
 use crate::error::DeviceError;
@@ -82,7 +81,7 @@ pub trait EncodeTiles: Sync {
 #[derive(Debug)]
 pub struct TileEncoder<'a> {
     gpu: &'a Gpu,
-    idle: Mutex<Vec<Lane<'a>>>,
+    idle: Lanes<Lane<'a>>,
 }
 
 impl<'a> TileEncoder<'a> {
@@ -92,7 +91,7 @@ impl<'a> TileEncoder<'a> {
     /// What the compiler or the driver says.
     pub fn new(gpu: &'a Gpu, encoder: Encoder) -> Result<Self, DeviceError> {
         gpu.prepare(&format!("tcq4_encode_{encoder}_f32"))?;
-        Ok(Self { gpu, idle: Mutex::default() })
+        Ok(Self { gpu, idle: Lanes::default() })
     }
 }
 
@@ -109,15 +108,8 @@ impl EncodeTiles for TileEncoder<'_> {
         if !rows.iter().all(|weight| weight.abs() <= SAFE) {
             return Ok(None);
         }
-        let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = idle().pop();
-        let mut lane = match own {
-            Some(lane) => lane,
-            None => Lane::new(self.gpu)?,
-        };
-        let loss = lane.encode(encoder, rows, shape, tiles)?.map(|losses| sum(losses, shape.chunks));
-        idle().push(lane);
-        Ok(loss)
+        let sums = |losses: &[[f32; 2 * TILE_ROWS]]| sum(losses, shape.chunks);
+        self.idle.with(|| Lane::new(self.gpu), |lane| Ok(lane.encode(encoder, rows, shape, tiles)?.map(sums)))
     }
 }
 

@@ -197,16 +197,16 @@ pub const FAMILIES: &[Family] = &[
     },
     Family {
         file: "statistics.cu",
-        names: &["tcq4_statistics", "tcq4_statistics_merge"],
-        about: "maximum, range, sum and sum of squares of every channel",
-        parameters: "x[tokens][k], partial sums and ranges; sums[2][k], ranges[3][k]",
+        names: &["tcq4_statistics"],
+        about: "range, and sums of x, |x| and x^2, of every channel and 32 tokens",
+        parameters: "x[tokens][k], sums[blocks of tokens][5][k]",
         bound: Bound::Memory,
     },
     Family {
         file: "gram.cu",
         names: &["tcq4_gram"],
-        about: "adds x^T x to second moments in f64",
-        parameters: "x[tokens][k], gram[k][k]",
+        about: "second moments x^T x of a call",
+        parameters: "x[tokens][k], gram: the upper triangle in bands of 32 rows",
         bound: Bound::Arithmetic,
     },
     Family {

@@ -2,10 +2,11 @@
 
 use super::gpu::{Buffer, Queue};
 use super::launch::{Argument, Grid, holds, int, long, parts};
+use super::row_sums::{SUMMED_ROWS, SUMS};
 use crate::error::DeviceError;
 use crate::tcq::CHUNK;
 
-/// Tokens of a call and their channels, whose number is a multiple of 256 (of 128 for second moments).
+/// Tokens of a call and their channels, whose number is a multiple of 32 for second moments, and of 256 for smoothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rows {
     /// Tokens.
@@ -26,6 +27,21 @@ const MAX_SLICES: usize = 64;
 const SLICE: usize = 64;
 /// Rows and columns of a block of a second moment.
 const GRAM_BLOCK: usize = 128;
+/// Rows of a second moment that begin with the same column.
+const GRAM_BAND: usize = 32;
+/// Blocks that a grid may have in its second dimension.
+const MOST_BLOCKS: usize = 65_535;
+
+/// How many numbers the sums of channels are.
+pub(super) fn statistics_len(rows: Rows) -> usize {
+    parts(rows.tokens, SUMMED_ROWS) * SUMS * rows.k
+}
+
+/// How many numbers a second moment of `k` channels is.
+pub(super) fn gram_len(k: usize) -> usize {
+    let bands = k / GRAM_BAND;
+    GRAM_BAND * bands * k - GRAM_BAND * GRAM_BAND * (bands * bands.saturating_sub(1) / 2)
+}
 
 /// Channels fill the blocks of a kernel. Panics otherwise, as it does for buffers that are too short.
 #[track_caller]
@@ -38,42 +54,26 @@ fn slices(tokens: usize) -> usize {
 }
 
 impl Queue<'_> {
-    /// Adds to what is known of channels: `sums` are sums and sums of squares, `ranges` the largest magnitudes, minima and maxima.
-    /// They begin with 0, 0 and 0, infinity, minus infinity.
+    /// Sums up channels over each 32 tokens: smallest and largest value, and sums of x, |x| and x².
     ///
     /// # Errors
     /// What the compiler or the driver says; so do all others.
-    pub fn statistics(
-        &self,
-        x: &Buffer<f32>,
-        rows: Rows,
-        sums: &mut Buffer<f64>,
-        ranges: &mut Buffer<f32>,
-    ) -> Result<(), DeviceError> {
-        let (k, slices) = (rows.k, slices(rows.tokens));
-        check_channels(k, CHUNK);
+    pub fn statistics(&self, x: &Buffer<f32>, rows: Rows, sums: &mut Buffer<f32>) -> Result<(), DeviceError> {
         holds("x", x, rows.values());
-        holds("sums", sums, 2 * k);
-        holds("ranges", ranges, 3 * k);
-        let partial_sums = self.room::<f64>(slices * 2 * k)?;
-        let partial_ranges = self.room::<f32>(slices * 3 * k)?;
-        let (sums, ranges) = (self.at(sums), self.at(ranges));
-        let (partial_sums, partial_ranges) = (self.at(&partial_sums), self.at(&partial_ranges));
-        let grid = Grid { blocks: (k / CHUNK, slices, 1), threads: 256, shared: 0 };
-        let arguments = [self.at(x), long(rows.tokens), int(k), partial_sums, partial_ranges];
-        // SAFETY: lengths as checked and made; memory that goes is freed in the order of the queue.
-        unsafe { self.launch("tcq4_statistics", grid, &arguments)? };
-        let arguments = [partial_sums, partial_ranges, int(slices), int(k), sums, ranges];
-        // SAFETY: as above.
-        unsafe { self.launch("tcq4_statistics_merge", Grid::line(k / CHUNK, 256), &arguments) }
+        holds("sums", sums, statistics_len(rows));
+        let grid = Grid { blocks: (parts(rows.k, 256), parts(rows.tokens, SUMMED_ROWS), 1), threads: 256, shared: 0 };
+        assert!(grid.blocks.1 <= MOST_BLOCKS, "{} tokens at once", rows.tokens);
+        let arguments = [self.at(x), long(rows.tokens), int(rows.k), self.at(sums)];
+        // SAFETY: as checked.
+        unsafe { self.launch("tcq4_statistics", grid, &arguments) }
     }
 
-    /// Adds the products of channels to the lower triangle of `gram` (and to all of the 128 x 128 blocks on its diagonal).
-    pub fn gram(&self, x: &Buffer<f32>, rows: Rows, gram: &mut Buffer<f64>) -> Result<(), DeviceError> {
-        check_channels(rows.k, GRAM_BLOCK);
+    /// Products of channels, summed over the tokens: the upper triangle, in bands of 32 rows as [`super::SumRows::products`] has them.
+    pub fn gram(&self, x: &Buffer<f32>, rows: Rows, gram: &mut Buffer<f32>) -> Result<(), DeviceError> {
+        check_channels(rows.k, GRAM_BAND);
         holds("x", x, rows.values());
-        holds("gram", gram, rows.k * rows.k);
-        let blocks = rows.k / GRAM_BLOCK;
+        holds("gram", gram, gram_len(rows.k));
+        let blocks = parts(rows.k, GRAM_BLOCK);
         let arguments = [self.at(x), long(rows.tokens), int(rows.k), self.at(gram)];
         // SAFETY: as checked.
         unsafe { self.launch("tcq4_gram", Grid::line(blocks * (blocks + 1) / 2, 256), &arguments) }

@@ -131,7 +131,7 @@ fn records_are_pure_json_and_complete() {
     let verification = ["tensors", "tcq4_tensors", "permutations", "hashes", "marks"];
     fields("verify out.gguf --json", "verify", &verification);
     fields("verify out.gguf --against MODEL --json", "verify", &verification);
-    fields("dequantize out.gguf plain.gguf --json", "dequantize", &["output", "tensors", "bytes"]);
+    fields("dequantize out.gguf plain.gguf --json", "dequantize", &["output", "tensors", "bytes", "device"]);
     fields("perms -m MODEL -o perms.json --json", "perms", &["output", "permutations"]);
     fields("diff MODEL out.gguf --json", "diff", &["a", "b", "same", "metadata", "tensors", "same_tensors"]);
     let plan = ["plan", "bytes", "bits_per_weight", "types", "recipe", "effort"];
@@ -149,11 +149,12 @@ fn records_are_pure_json_and_complete() {
         "tensors",
     ];
     fields("inspect out.gguf --json", "inspect", &summary);
-    let calibration = ["output", "stats", "second_moments", "permutations", "chunks", "chunk_size", "text"];
+    let calibration = ["output", "stats", "second_moments", "permutations", "chunks", "chunk_size", "text", "device"];
     fields("calibrate -m MODEL -o c.json -c EVALUATION -n 1 --ctx 32 --json", "calibrate", &calibration);
     let measured = [
         "model",
         "decoded",
+        "device",
         "simulate",
         "ignore_marks",
         "reference",

@@ -88,7 +88,7 @@ fn a_runtime_order_is_left_out_where_the_tensor_takes_another_type() {
     let verification = verify(&file, Codec::new(Encoder::Default), &NoProgress).unwrap();
     assert_eq!(verification.permutations, 1, "attn_k only");
     let plain = dir.file("plain.gguf");
-    dequantize(&file, &plain, GgmlType::F32, false, Codec::new(Encoder::Default), &NoProgress).unwrap();
+    dequantize(&file, &plain, GgmlType::F32, false, (Codec::new(Encoder::Default), None), &NoProgress).unwrap();
     let (back, original) = (rows(&Source::open(&plain).unwrap(), names[1]), rows(&source, names[1]));
     let sum = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v) * f64::from(v)).sum::<f64>();
     let error = sum(&mut back.iter().zip(&original).map(|(a, b)| a - b)) / sum(&mut original.iter().copied());
@@ -172,7 +172,7 @@ fn an_infinite_scale_of_the_early_format_is_found() {
     writer.commit().unwrap();
     let file = Source::open(&dir.file("early.gguf")).unwrap();
     let codec = Codec::new(Encoder::Default);
-    let error = dequantize(&file, &dir.file("out.gguf"), GgmlType::F32, false, codec, &NoProgress).unwrap_err();
+    let error = dequantize(&file, &dir.file("out.gguf"), GgmlType::F32, false, (codec, None), &NoProgress).unwrap_err();
     let expected = "early.gguf: `blk.0.attn_q.weight`: row block at row 0, column 0 has scale inf and offset 0";
     assert_eq!(dir.message(&error), expected);
     assert_eq!(verify(&file, codec, &NoProgress).unwrap_err().to_string(), error.to_string());
@@ -203,6 +203,6 @@ fn everything_long_can_be_interrupted_and_leaves_nothing() {
     run(&source, &path, &plain_settings(), &nothing, &NoProgress).unwrap();
     let (file, codec) = (Source::open(&path).unwrap(), Codec::new(Encoder::Default));
     assert_eq!(verify(&file, codec, &Stopped).unwrap_err().class(), Class::Interrupted);
-    let error = dequantize(&file, &dir.file("back.gguf"), GgmlType::F16, false, codec, &Stopped).unwrap_err();
+    let error = dequantize(&file, &dir.file("back.gguf"), GgmlType::F16, false, (codec, None), &Stopped).unwrap_err();
     assert_eq!((error.class(), dir.names()), (Class::Interrupted, vec!["in.gguf".to_string(), "out.gguf".to_string()]));
 }

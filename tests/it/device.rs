@@ -27,7 +27,7 @@ fn nvrtc_folder() -> Option<PathBuf> {
 }
 
 /// NVRTC, where the user or the system has it; else the test is skipped.
-fn compiler(cache: Option<PathBuf>) -> Option<Compiler> {
+pub fn compiler(cache: Option<PathBuf>) -> Option<Compiler> {
     match Compiler::open(nvrtc_folder().as_deref(), cache) {
         Ok(compiler) => Some(compiler),
         Err(error) => {
@@ -225,7 +225,7 @@ fn compiling_is_reported() {
 }
 
 /// Whether the machine has no GPU; where it has, the tests of its absence are skipped.
-fn without_gpu() -> bool {
+pub fn without_gpu() -> bool {
     let is_missing = Gpu::open(&Setup { libraries: nvrtc_folder(), cache: None }).is_err();
     if !is_missing {
         skip("this machine has a GPU");
@@ -339,8 +339,7 @@ fn kernels_give_what_the_cpu_gives() {
     let checks = tcq4::device::check::check(&gpu, &[], 42).unwrap();
     let checked: BTreeSet<&str> = checks.iter().map(|check| check.kernel).collect();
     let has_int4 = gpu.facts().architecture < 90;
-    let elsewhere =
-        |name: &str| name.ends_with(if has_int4 { "_block8" } else { "_block4" }) || name == "tcq4_statistics";
+    let elsewhere = |name: &str| name.ends_with(if has_int4 { "_block8" } else { "_block4" });
     let missing: Vec<&str> =
         kernels().map(|kernel| kernel.name).filter(|name| !checked.contains(name) && !elsewhere(name)).collect();
     assert!(missing.is_empty(), "never checked: {missing:?}");
@@ -377,7 +376,7 @@ fn a_short_benchmark_measures_what_it_names() {
 }
 
 /// Folder of a driver that runs kernels on the CPU (`cuda/dev/emulated_driver.cpp`), as a GPU with or without INT4 tensor cores.
-fn emulated_driver(dir: &Dir, native_int4: u8) -> Option<PathBuf> {
+pub fn emulated_driver(dir: &Dir, native_int4: u8) -> Option<PathBuf> {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     if Command::new(&compiler).arg("--version").output().is_err() {
         skip(&format!("{compiler} is not there"));
@@ -402,16 +401,17 @@ fn emulated_driver(dir: &Dir, native_int4: u8) -> Option<PathBuf> {
 }
 
 /// Runs a command on the emulated GPU; gives what it printed on stdout.
-fn on_emulated_gpu(dir: &Dir, driver: &Path, line: &str) -> String {
+pub fn on_emulated_gpu(dir: &Dir, driver: &Path, line: &str) -> String {
     let found = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
     let folders = [driver.to_path_buf()].into_iter().chain(std::env::split_paths(&found));
     let path = std::env::join_paths(folders.filter(|folder| !folder.as_os_str().is_empty())).unwrap();
     let cache = std::env::temp_dir().join("tcq4-test-kernels");
     let mut command = dir.command(&format!("{line} --kernel-cache {}", cache.display()));
-    let done = command.env("LD_LIBRARY_PATH", path).output().unwrap();
+    command.env("LD_LIBRARY_PATH", path).env("TCQ4_EMULATED_LAUNCHES", dir.file("launches.txt"));
+    let done = command.output().unwrap();
     let told = String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success() && !told.contains("panicked"), "{line}: {told}");
-    String::from_utf8(done.stdout).unwrap()
+    String::from_utf8(done.stdout).unwrap().replace(&format!("{}/", env!("CARGO_MANIFEST_DIR")), "")
 }
 
 /// Launches, shapes and buffers are those of a GPU; only the driver is another one.
@@ -421,7 +421,7 @@ fn an_emulated_gpu_gives_what_the_cpu_gives() {
         return;
     }
     let dir = Dir::new();
-    let families = "fwht_f16 round_int8_f32 mul_vec_int8_m1 mul_vec_id mul_mat_int8 mul_mat_block8 encode_default_f32 dequantize_f16 statistics smooth \
+    let families = "fwht_f16 round_int8_f32 mul_vec_int8_m1 mul_vec_id mul_mat_int8 mul_mat_block8 encode_default_f32 dequantize_f16 statistics gram smooth \
                     sort_experts";
     for (native_int4, some) in [(0, families), (1, "mul_mat_int4 mul_mat_block4")] {
         let Some(driver) = emulated_driver(&dir, native_int4) else { return };

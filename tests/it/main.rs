@@ -35,6 +35,8 @@ mod determinism;
 mod device;
 mod device_code;
 #[cfg(feature = "llama")]
+mod device_runs;
+#[cfg(feature = "llama")]
 mod eval;
 mod gguf;
 mod gguf_hostile;

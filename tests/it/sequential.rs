@@ -181,7 +181,7 @@ fn gptq(ground: &Ground, moments: &Running, sequential: Option<Sequential<'_>>, 
 /// The bytes of a converted block, taken back to what the original has in their place.
 fn in_the_original(dir: &Dir, ground: &Ground, file: &str, name: &str) -> Vec<u8> {
     let output = Source::open(&dir.file(file)).unwrap();
-    dequantize(&output, &dir.file("plain.gguf"), GgmlType::F32, true, codec(), &NoProgress).unwrap();
+    dequantize(&output, &dir.file("plain.gguf"), GgmlType::F32, true, (codec(), None), &NoProgress).unwrap();
     let plain = Source::open(&dir.file("plain.gguf")).unwrap();
     let tensor = plain.tensor(name).unwrap();
     let (columns, mut values) = (tensor.columns() as usize, vec![0.0; tensor.elements() as usize]);

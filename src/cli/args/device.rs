@@ -20,7 +20,7 @@ pub(crate) struct ToolkitArgs {
 /// What computes.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DeviceArgs {
-    /// What encodes tiles; both write the same bytes. Where there is no GPU, the CPU does it, and that is said
+    /// What encodes and decodes tiles and sums up activations; the results are the same bits. Where there is no GPU, the CPU does it, and that is said
     #[arg(long, value_enum, default_value_t = DeviceArg::Cpu, help_heading = "CUDA")]
     pub(crate) device: DeviceArg,
     #[command(flatten)]

@@ -32,6 +32,7 @@ impl From<Simulate> for Activations {
     }
 }
 
+use super::device::DeviceArgs;
 use super::shared::DataArgs;
 use crate::cli::values::{Margin, RuleArg, Share};
 
@@ -81,6 +82,8 @@ pub(crate) struct EvalArgs {
     /// Layers to run on the GPU (builds with CUDA)
     #[arg(long, value_name = "LAYERS", default_value_t = 0)]
     pub(crate) ngl: u32,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
 }
 
 /// `tcq4 compare`

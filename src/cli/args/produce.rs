@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::device::DeviceArgs;
 use super::sequential::SequentialArgs;
 use super::shared::{CalibrationArgs, PermsOutputArgs, ProductionArgs};
 use crate::cli::values::{FloatType, Margin, PresetArg, RoundingArg, Size};
@@ -86,6 +87,8 @@ pub(crate) struct CalibrateArgs {
     pub(crate) resume: bool,
     #[command(flatten)]
     pub(crate) calibration: CalibrationArgs,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
 }
 
 /// `tcq4 perms`
@@ -151,4 +154,6 @@ pub(crate) struct DequantizeArgs {
     /// Replace an existing output
     #[arg(short, long)]
     pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
 }

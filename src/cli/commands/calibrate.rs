@@ -33,6 +33,7 @@ pub(in crate::cli) fn run(session: &Session, args: &CalibrateArgs) -> Outcome {
     } else {
         let keep = Keep::beside(&args.perms.output, args.resume);
         let run = statistics::Run::open(session, &source, &args.calibration, &specs, MANY_SAMPLES, &keep, None)?;
+        let run = run.on(session.device(&args.device)?.summer()?);
         let statistics = run.statistics()?;
         if let Some(path) = &args.second_moments {
             let kept = Kept { path, force, memory: args.memory.map_or(MEMORY, |size| size.0) };
@@ -54,7 +55,7 @@ pub(in crate::cli) fn run(session: &Session, args: &CalibrateArgs) -> Outcome {
     let (chunks, size) = measured.map_or((0, 0), |s| (s.chunk_count, s.chunk_size));
     session.printer.record(
         "calibrate",
-        json!({ "output": args.perms.output, "stats": args.stats, "second_moments": args.second_moments, "permutations": count, "chunks": chunks, "chunk_size": size, "text": measured.and_then(statistics::composition) }),
+        json!({ "output": args.perms.output, "stats": args.stats, "second_moments": args.second_moments, "permutations": count, "chunks": chunks, "chunk_size": size, "text": measured.and_then(statistics::composition), "device": session.device(&args.device)?.use_ }),
     );
     Ok(0)
 }

@@ -55,7 +55,7 @@ pub(in crate::cli) fn run(session: &Session, args: &CompareArgs) -> Outcome {
     let mut baseline = None;
     for model in &mut models {
         session.progress.note(&format!("{} ({} of {})", model.name, scores.len() + 1, args.models.len()));
-        let subject = Subject::open(session, &model.path, args.ngl, false)?;
+        let subject = Subject::open(session, &model.path, args.ngl, false, None)?;
         model.decoded = subject.decoded;
         let reference = baseline.as_ref().map(|subject: &Subject| &subject.model);
         scores.push(score(session, args, (&subject.model, reference), &mut datasets, &model.path)?);

@@ -180,6 +180,7 @@ impl<'a> Work<'a> {
         let text = &self.args.calibration;
         let keep = self.keep();
         let run = Run::open(self.session, self.source, text, self.specs, samples, &keep, behind)?;
+        let run = run.on(self.session.device(&self.args.production.device)?.summer()?);
         Ok(if rows { run } else { run.without_rows() })
     }
 

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::eval_text;
 use super::subject::Subject;
 use crate::cli::args::EvalArgs;
+use crate::cli::device::DeviceUse;
 use crate::cli::{Outcome, Session, data};
 use crate::convert::{Conversion, Marks, PlanSettings, is_tcq4, permutations};
 use crate::corpus::Corpus;
@@ -45,6 +46,8 @@ pub(super) struct Record<'a> {
     pub(super) model: &'a Path,
     /// Whether TCQ4 tensors were decoded into a temporary copy.
     pub(super) decoded: bool,
+    /// What decoded them.
+    pub(super) device: &'a DeviceUse,
     /// How activations were rounded.
     pub(super) simulate: Option<Activations>,
     /// Whether paths that the file asks for were passed over.
@@ -62,8 +65,9 @@ pub(in crate::cli) fn run(session: &Session, args: &EvalArgs) -> Outcome {
     check(args)?;
     let source = Source::open(&args.model)?;
     let simulation = args.simulate.map(|path| simulation(session, args, &source, path.into())).transpose()?;
+    let device = session.device(&args.device)?;
     // A runtime that runs TCQ4 rounds activations its own way.
-    let subject = Subject::of(session, &source, args.ngl, simulation.is_some())?;
+    let subject = Subject::of(session, &source, args.ngl, simulation.is_some(), device.gpu.as_deref())?;
     let options = Options { threads: session.threads(), simulation };
     let data_sets = match &args.logits {
         Some(path) => vec![against_file(session, args, &subject, options, path)?],
@@ -72,6 +76,7 @@ pub(in crate::cli) fn run(session: &Session, args: &EvalArgs) -> Outcome {
     let record = Record {
         model: &args.model,
         decoded: subject.decoded,
+        device: &device.use_,
         simulate: args.simulate.map(Into::into),
         ignore_marks: args.ignore_marks,
         reference: args.reference.as_deref().or(args.logits.as_deref()),
@@ -142,7 +147,9 @@ fn against_file(
 
 fn over_texts(session: &Session, args: &EvalArgs, subject: &Subject, options: &Options) -> Result<Vec<DataSet>> {
     let texts = data::evaluation(session, &args.text, &args.dataset, &args.data, &args.model)?;
-    let reference = args.reference.as_deref().map(|path| Subject::open(session, path, args.ngl, false)).transpose()?;
+    let gpu = session.device(&args.device)?.gpu.as_deref();
+    let reference =
+        args.reference.as_deref().map(|path| Subject::open(session, path, args.ngl, false, gpu)).transpose()?;
     let cut = Cut { ctx: args.ctx, chunks: args.chunks.map(|n| n as usize), stride: args.stride };
     let (model, progress) = (&subject.model, &session.progress);
     let one = |(path, text): (PathBuf, Corpus)| {

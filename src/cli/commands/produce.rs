@@ -13,7 +13,7 @@ use super::mixed::{self, Choices, Mixed};
 use super::{mixed_losses, plan_text};
 use crate::calib::Statistics;
 use crate::cli::args::ProductionArgs;
-use crate::cli::device::{DeviceUse, choose};
+use crate::cli::device::{Device, DeviceUse};
 use crate::cli::{Outcome, Session, settings};
 use crate::convert::{
     CalibrationValue, Codes, Compensation, Conversion, Converted, Job, Measure, MomentsUse, Noise, OutputError,
@@ -190,8 +190,8 @@ impl Production<'_> {
             mixed::marks(chosen).write(&mut metadata);
         }
         let transforms = &prepared.transforms;
-        let (gpu, device) = choose(self.session, &self.args.device, recipe.encoder)?;
-        let encoder = gpu.as_ref().map(|gpu| TileEncoder::new(gpu, recipe.encoder)).transpose()?;
+        let Device { gpu, use_: device } = self.session.encoding_device(&self.args.device, recipe.encoder)?;
+        let encoder = gpu.as_deref().map(|gpu| TileEncoder::new(gpu, recipe.encoder)).transpose()?;
         let job = Job {
             source: self.source,
             plan,

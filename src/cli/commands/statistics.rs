@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::calib::moments_store::MomentsOrigin;
 use crate::calib::run::{COMPOSITION_NOTE, forget_checkpoint};
 use crate::calib::{
-    CalibrationOptions, InputMoments, MomentsRequest, Shard, Statistics, calibrate, calibrate_with_moments,
+    CalibrationOptions, InputMoments, MomentsRequest, Shard, Statistics, Summer, calibrate, calibrate_with_moments,
     second_moments, store,
 };
 use crate::cli::args::CalibrationArgs;
@@ -103,6 +103,12 @@ impl<'a> Run<'a> {
     /// The model as it is.
     fn model(&self) -> RwLockReadGuard<'_, Model> {
         self.model.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a device sum rows up.
+    pub(super) fn on(mut self, summer: Summer) -> Self {
+        self.options.summer = summer;
+        self
     }
 
     /// Keeps no sample rows.

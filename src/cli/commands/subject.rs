@@ -6,6 +6,7 @@ use tempfile::TempDir;
 
 use crate::cli::Session;
 use crate::convert::{dequantize, is_tcq4};
+use crate::device::{Gpu, TileDecoder};
 use crate::error::{Error, EvalError, Result};
 use crate::gguf::{GgmlType, Source};
 use crate::llama::{Model, ModelOptions, knows_tcq4};
@@ -22,16 +23,28 @@ pub(super) struct Subject {
 
 impl Subject {
     /// Loads the model at `path`. TCQ4 tensors that the linked llama.cpp does not run are decoded into a temporary copy, which lives
-    /// as long as this; with `plain` they are decoded in any case.
+    /// as long as this, on a `decoder` if there is one; with `plain` they are decoded in any case.
     ///
     /// # Errors
     /// What cannot be read, decoded or loaded; too little space for the copy.
-    pub(super) fn open(session: &Session, path: &Path, gpu_layers: u32, plain: bool) -> Result<Self> {
-        Self::of(session, &Source::open(path)?, gpu_layers, plain)
+    pub(super) fn open(
+        session: &Session,
+        path: &Path,
+        gpu_layers: u32,
+        plain: bool,
+        decoder: Option<&Gpu>,
+    ) -> Result<Self> {
+        Self::of(session, &Source::open(path)?, gpu_layers, plain, decoder)
     }
 
     /// As [`Self::open`], for a file whose metadata has been read.
-    pub(super) fn of(session: &Session, source: &Source, gpu_layers: u32, plain: bool) -> Result<Self> {
+    pub(super) fn of(
+        session: &Session,
+        source: &Source,
+        gpu_layers: u32,
+        plain: bool,
+        decoder: Option<&Gpu>,
+    ) -> Result<Self> {
         let options = ModelOptions { gpu_layers, ..ModelOptions::default() };
         let runs_here = |ty| ty == GgmlType::TCQ4_K32 && knows_tcq4() && !plain;
         let decoded = source.tensors().iter().any(|t| is_tcq4(source, t) && !runs_here(t.ty));
@@ -42,7 +55,9 @@ impl Subject {
         let folder = tempfile::tempdir().map_err(Error::io(std::env::temp_dir(), "create a folder in"))?;
         check_space(session, folder.path(), copy_bytes(source))?;
         let copy = folder.path().join("decoded.gguf");
-        dequantize(source, &copy, GgmlType::F16, false, session.codec(Encoder::Default)?, &session.progress)?;
+        let decoder = decoder.map(TileDecoder::new).transpose()?;
+        let by = (session.codec(Encoder::Default)?, decoder.as_ref().map(|decoder| decoder as _));
+        dequantize(source, &copy, GgmlType::F16, false, by, &session.progress)?;
         Ok(Self { model: Model::load(&copy, &options)?, decoded, _copy: Some(folder) })
     }
 }

@@ -32,10 +32,6 @@ pub struct Tolerance {
 pub const EXACT: Tolerance = Tolerance { name: "exact", value: 0.0, of: "" };
 /// f32 additions of a product in another order, and steps that are rounded once more.
 pub const PRODUCT: Tolerance = Tolerance { name: "product", value: 4e-6, of: "the magnitudes of its terms" };
-/// 16 additions in f32, the rest in f64.
-pub const SUM: Tolerance = Tolerance { name: "sum", value: 1e-6, of: "the magnitudes of its terms" };
-/// The additions of a call in f32.
-pub const MOMENT: Tolerance = Tolerance { name: "second moment", value: 4e-6, of: "the norms of its two channels" };
 /// Squared errors, added up in f32.
 pub const LOSS: Tolerance = Tolerance { name: "loss", value: 1e-5, of: "the loss" };
 
