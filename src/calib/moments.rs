@@ -216,14 +216,10 @@ mod tests {
             block.iter().skip(j).step_by(columns).fold(start, |sum, &value| with(sum, value))
         };
         let of_block = |block: &[f32]| -> Vec<f32> {
-            let parts: [(f32, fn(f32, f32) -> f32); SUMS] = [
-                (f32::INFINITY, f32::min),
-                (f32::NEG_INFINITY, f32::max),
-                (0.0, |sum, value| sum + value),
-                (0.0, |sum, value| sum + value.abs()),
-                (0.0, |sum, value| sum + value * value),
-            ];
-            parts.iter().flat_map(|&(start, with)| (0..columns).map(move |j| fold(block, j, start, with))).collect()
+            let all = |start: f32, with: fn(f32, f32) -> f32| (0..columns).map(move |j| fold(block, j, start, with));
+            let extremes = all(f32::INFINITY, f32::min).chain(all(f32::NEG_INFINITY, f32::max));
+            let sums = all(0.0, |sum, value| sum + value).chain(all(0.0, |sum, value| sum + value.abs()));
+            extremes.chain(sums).chain(all(0.0, |sum, value| sum + value * value)).collect()
         };
         let summed: Vec<f32> = data.chunks(BLOCK * columns).flat_map(of_block).collect();
         let (mut own, mut given) = (ChannelStats::new(1, columns), ChannelStats::new(1, columns));

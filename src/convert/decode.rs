@@ -77,7 +77,9 @@ impl<'a> TcqTensor<'a> {
     ) -> Result<()> {
         let Some(device) = device.filter(|_| self.layout == Layout::Final) else {
             self.rows(first, rows, out)?;
-            permutation.into_iter().for_each(|permutation| undo_permutation(permutation, out));
+            if let Some(permutation) = permutation {
+                undo_permutation(permutation, out);
+            }
             return Ok(());
         };
         let mut tiles = Vec::new();

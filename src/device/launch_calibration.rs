@@ -58,6 +58,9 @@ impl Queue<'_> {
     ///
     /// # Errors
     /// What the compiler or the driver says; so do all others.
+    ///
+    /// # Panics
+    /// For more than two million tokens at once; as everywhere, for buffers that are too short.
     pub fn statistics(&self, x: &Buffer<f32>, rows: Rows, sums: &mut Buffer<f32>) -> Result<(), DeviceError> {
         holds("x", x, rows.values());
         holds("sums", sums, statistics_len(rows));
