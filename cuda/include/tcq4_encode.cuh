@@ -2,7 +2,7 @@
 //
 // A block of 64 threads makes a tile; thread 8*row + group holds the 32 values of a group.
 //
-// Bound: parity: memory, with about 30 instructions a weight not far from it. Default: f32 instructions, 45 fits of 11 a weight.
+// Bound: parity: memory, with about 25 instructions a weight (33 with losses) not far from it. Default: f32 instructions, 45 fits of 11 a weight.
 
 #ifndef TCQ4_ENCODE_CUH
 #define TCQ4_ENCODE_CUH
@@ -26,7 +26,8 @@ template <bool search, typename value>
 static __device__ __forceinline__ void tcq4_encode_tile(
         const value * __restrict__ x, const int32_t * __restrict__ perm, int rotated, int chunks, tcq4_tile * __restrict__ tiles,
         float * __restrict__ losses, int32_t * __restrict__ defects) {
-    __shared__ float stage[TCQ4_ENCODE_THREADS][TCQ4_GROUP + 1]; // a group each; one more, so that threads meet different banks
+    // a group each; four more, so that the 16 bytes of 8 threads lie in different banks, and so do those of a lane's two halves
+    __shared__ __align__(16) float stage[TCQ4_ENCODE_THREADS][TCQ4_GROUP + 4];
     const int64_t stripe = blockIdx.x/chunks;
     const int     chunk  = (int) (blockIdx.x%chunks);
     const int64_t k      = (int64_t) TCQ4_CHUNK*chunks;
@@ -36,16 +37,14 @@ static __device__ __forceinline__ void tcq4_encode_tile(
         const int column = 8*(threadIdx.x%32);
         float eight[8];
         tcq4_gather8(x + (TCQ4_ROWS*stripe + row)*k, perm, TCQ4_CHUNK*chunk + column, eight);
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-            stage[TCQ4_GROUPS*row + column/TCQ4_GROUP][column%TCQ4_GROUP + j] = eight[j];
-        }
+        tcq4_store8(&stage[TCQ4_GROUPS*row + column/TCQ4_GROUP][column%TCQ4_GROUP], eight);
     }
     __syncthreads();
     float v[TCQ4_GROUP];
 #pragma unroll
-    for (int i = 0; i < TCQ4_GROUP; ++i) {
-        v[i] = stage[threadIdx.x][i];
+    for (int i = 0; i < TCQ4_GROUP/4; ++i) {
+        const float4 four = ((const float4 *) stage[threadIdx.x])[i];
+        v[4*i] = four.x; v[4*i + 1] = four.y; v[4*i + 2] = four.z; v[4*i + 3] = four.w;
     }
     // A value that is not finite makes all of its 256 so when they are rotated: one has to be looked at.
     bool finite = true;

@@ -101,7 +101,7 @@ static __device__ __forceinline__ float tcq4_largest_of(const float (&v)[TCQ4_GR
     float largest = 0.0f;
 #pragma unroll
     for (int i = 0; i < TCQ4_GROUP; ++i) {
-        largest = tcq4_max(largest, tcq4_abs(v[i]));
+        largest = fmaxf(largest, tcq4_abs(v[i]));
     }
     return largest;
 }
@@ -121,7 +121,13 @@ static __device__ __forceinline__ uint32_t tcq4_pack(const int (&q)[8]) {
 // Rounds to the nearest integer, ties away from zero, for magnitudes below 2^22: what is added is the number below 1/2, so that ties reach the next
 // integer by the rounding of the sum and nothing else does.
 static __device__ __forceinline__ int tcq4_away_int(float x) {
-    const uint32_t below_half = 0x3effffffu | (tcq4_bits_of_float(x) & 0x80000000u);
+    uint32_t below_half;
+#if defined(__CUDA_ARCH__)
+    // (x & sign) | number in one instruction; the compiler takes two, for it does not put one of the constants into a register
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(below_half) : "r"(tcq4_bits_of_float(x)), "r"(0x80000000u), "r"(0x3effffffu));
+#else
+    below_half = 0x3effffffu | (tcq4_bits_of_float(x) & 0x80000000u);
+#endif
     return (int) tcq4_add_exact(x, tcq4_float_of_bits(below_half));
 }
 

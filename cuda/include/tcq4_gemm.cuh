@@ -5,7 +5,7 @@
 //
 // One scale for 256 activations (block4, block8): sums stay integers over the chunk. |sum of dot*sc| <= 8*2048*127 < 2^21 (times 16 or 256 where codes are
 // widened: < 2^29), so a group costs one multiply-add for each result, and floats are made once a chunk. The zero points are an INT8 product
-// of their own: depth 16 holds the sums of 8 groups, each as two bytes that add up to it. It is left out where no row of the block has a zero point.
+// of their own: depth 16 holds the sums of 8 groups, each as two bytes that add up to it. It is left out where no row of the warp has a zero point.
 //
 // One scale for 32 (act8, act4): the mma starts at the bits of 1.5*2^23, where a unit in the last place is 1, so its result d is a float: magic + dot. With
 // steps of 22 bits, magic*step is exact and fma(d, step, -magic*step) is step*dot, rounded once: two instructions a result and group, and one
@@ -42,7 +42,8 @@ template <typename act> struct tcq4_gemm_sums_grouped {
     float y[2][8][4];
 
     // Adds the four groups of a half.
-    __device__ __forceinline__ void add(const tcq4_gemm_stage<act> & stage, const tcq4_gemm_table<true> & table, int, tcq4_gemm_place at, bool zeros) {
+    template <int half>
+    __device__ __forceinline__ void add(const tcq4_gemm_stage<act> & stage, const tcq4_gemm_table<true> & table, tcq4_gemm_place at, bool zeros) {
         if (zeros) {
             add_groups<true>(stage, table, at);
         } else {
@@ -114,10 +115,13 @@ template <typename act> struct tcq4_gemm_sums_blocked {
     float y[2][8][4];
     int   sums[2][8][4]; // over the chunk
 
-    __device__ __forceinline__ void add(const tcq4_gemm_stage<act> & stage, const tcq4_gemm_table<false> & table, int half, tcq4_gemm_place at, bool zeros) {
+    template <int half>
+    __device__ __forceinline__ void add(const tcq4_gemm_stage<act> & stage, const tcq4_gemm_table<false> &, tcq4_gemm_place at, bool) {
+        constexpr int together = tcq4_gemm_of<act>::together;
         const int lane = threadIdx.x & 31;
-#pragma unroll 2 // with all four, registers do not suffice on sm_120
+#pragma unroll together
         for (int g = 0; g < 4; ++g) {
+            const bool fresh = together == 4 && half == 0 && g == 0; // the first of the chunk, where that is known when it is compiled
             tcq4_gemm_weights<tcq4_gemm_of<act>::words> weights[2];
             int codes[2][2]; // of rows r and r + 8
             tcq4_gemm_load_weights(weights, stage, at.row, g, lane);
@@ -125,7 +129,7 @@ template <typename act> struct tcq4_gemm_sums_blocked {
             for (int i = 0; i < 2; ++i) {
 #pragma unroll
                 for (int h = 0; h < 2; ++h) {
-                    codes[i][h] = table.scale_code[g][at.row + 16*i + 8*h + lane/4];
+                    codes[i][h] = stage.stripes[at.row/TCQ4_ROWS + 2*i + h].scale_code[8*(lane/4) + 4*half + g];
                 }
             }
 #pragma unroll
@@ -138,13 +142,18 @@ template <typename act> struct tcq4_gemm_sums_blocked {
                     tcq4_gemm_mul(d, weights[i], tokens, 0);
 #pragma unroll
                     for (int n = 0; n < 4; ++n) {
-                        sums[i][j][n] += d[n]*codes[i][n/2];
+                        sums[i][j][n] = d[n]*codes[i][n/2] + (fresh ? 0 : sums[i][j][n]);
                     }
                 }
             }
         }
         if (half == 1) {
-            if (zeros) {
+            uint32_t zeros = 0;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                zeros |= stage.stripes[at.row/TCQ4_ROWS + i].zero[lane/4];
+            }
+            if (__ballot_sync(TCQ4_ALL_LANES, (zeros & 0x7fffu) != 0) != 0) {
                 settle<true>(stage, at);
             } else {
                 settle<false>(stage, at);
@@ -186,7 +195,9 @@ template <typename act> struct tcq4_gemm_sums_blocked {
                     const float sum   = (float) sums[i][j][n];
                     const float total = zeros ? fmaf(s[i][n/2], sum, fmaf(__int_as_float(d[n]), z[i][n/2], shift[i][n/2])) : s[i][n/2]*sum;
                     y[i][j][n] = fmaf(scale[n%2], total, y[i][j][n]);
-                    sums[i][j][n] = 0;
+                    if (tcq4_gemm_of<act>::together < 4) {
+                        sums[i][j][n] = 0;
+                    }
                 }
             }
         }
@@ -198,34 +209,41 @@ template <typename act>               struct tcq4_gemm_sums_of<false, act> { typ
 
 // --- the block ---
 
+// Adds the products of a half, while the next one, if there is one, is on its way.
+template <int half, typename act, typename sums_of>
+static __device__ __forceinline__ void tcq4_gemm_step(
+        tcq4_gemm_shared<act> & shared, tcq4_gemm_source<act> & source, sums_of & sums, tcq4_gemm_place at, bool has_next) {
+    tcq4_gemm_stage<act> & stage = shared.stages[half%TCQ4_GEMM_STAGES];
+    tcq4_copies_wait();
+    __syncthreads(); // this half is there, and the one before has been read
+    if (half == 1) {
+        source.next_chunk();
+    }
+    if (TCQ4_GEMM_STAGES > 1 && has_next) {
+        source.copy(shared.stages[(half + 1)%TCQ4_GEMM_STAGES], 1 - half);
+    }
+    const bool zeros = tcq4_gemm_prepare(shared, stage, half);
+    sums.template add<half>(stage, shared, at, zeros);
+    if (TCQ4_GEMM_STAGES == 1 && has_next) {
+        __syncthreads();
+        source.copy(stage, 1 - half);
+    }
+}
+
 // Multiplies the products from `first_product` on with the rows from `first_row` on, 128 of each or what there is. By all threads of a block.
 template <typename act>
 static __device__ __forceinline__ void tcq4_gemm_block(tcq4_gemm_shared<act> & shared, const tcq4_gemm_job<act> & job, int first_product, int first_row) {
-    const int lane  = threadIdx.x & 31;
-    const int warp  = threadIdx.x >> 5;
-    const int steps = 2*job.chunks;
+    const int lane = threadIdx.x & 31;
+    const int warp = threadIdx.x >> 5;
     const tcq4_gemm_place at = { 32*(warp%4), 64*(warp/4) };
 
     typename tcq4_gemm_sums_of<tcq4_gemm_of<act>::grouped, act>::type sums = {};
     tcq4_gemm_source<act> source(job, first_product, first_row);
     source.copy(shared.stages[0], 0);
-    for (int step = 0; step < steps; ++step) {
-        tcq4_gemm_stage<act> & stage = shared.stages[step%TCQ4_GEMM_STAGES];
-        const int next = step + 1;
-        tcq4_copies_wait();
-        __syncthreads(); // this half is there, and the one before has been read
-        if (next%2 == 0) {
-            source.next_chunk();
-        }
-        if (TCQ4_GEMM_STAGES > 1 && next < steps) {
-            source.copy(shared.stages[next%TCQ4_GEMM_STAGES], next%2);
-        }
-        const bool zeros = __syncthreads_or(tcq4_gemm_prepare(shared, stage, step%2));
-        sums.add(stage, shared.table, step%2, at, zeros);
-        if (TCQ4_GEMM_STAGES == 1 && next < steps) {
-            __syncthreads();
-            source.copy(stage, next%2);
-        }
+#pragma unroll 1
+    for (int chunk = 0; chunk < job.chunks; ++chunk) {
+        tcq4_gemm_step<0>(shared, source, sums, at, true);
+        tcq4_gemm_step<1>(shared, source, sums, at, chunk + 1 < job.chunks);
     }
 
 #pragma unroll

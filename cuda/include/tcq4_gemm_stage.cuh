@@ -18,13 +18,22 @@
 #define TCQ4_GEMM_STAGES 2
 #endif
 
+// Groups of a half whose instructions registers suffice to mix with INT8 operands, where sums stay integers.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
+#define TCQ4_GEMM_TOGETHER 4
+#elif __CUDA_ARCH__ < 1200
+#define TCQ4_GEMM_TOGETHER 2
+#else
+#define TCQ4_GEMM_TOGETHER 1
+#endif
+
 // words: of the codes of half a chunk. stride: of tokens in shared memory, so that the 8 (4) tokens of a load lie in different banks.
-// unit_bits: integer sums are 2^unit_bits times too large.
+// unit_bits: integer sums are 2^unit_bits times too large. together: as above, also with INT4.
 template <typename act> struct tcq4_gemm_of;
 template <> struct tcq4_gemm_of<tcq4_act8>   { enum { words = 32, stride = 40, grouped = 1, unit_bits = 4 }; };
 template <> struct tcq4_gemm_of<tcq4_act4>   { enum { words = 16, stride = 20, grouped = 1, unit_bits = TCQ4_NATIVE_INT4 ? 0 : 8 }; };
-template <> struct tcq4_gemm_of<tcq4_block8> { enum { words = 32, stride = 40, grouped = 0, unit_bits = 4 }; };
-template <> struct tcq4_gemm_of<tcq4_block4> { enum { words = 16, stride = 20, grouped = 0, unit_bits = TCQ4_NATIVE_INT4 ? 0 : 8 }; };
+template <> struct tcq4_gemm_of<tcq4_block8> { enum { words = 32, stride = 40, grouped = 0, unit_bits = 4, together = TCQ4_GEMM_TOGETHER }; };
+template <> struct tcq4_gemm_of<tcq4_block4> { enum { words = 16, stride = 20, grouped = 0, unit_bits = TCQ4_NATIVE_INT4 ? 0 : 8, together = TCQ4_NATIVE_INT4 ? 4 : TCQ4_GEMM_TOGETHER }; };
 
 // Half of a tile: its codes, and the scales and scale codes of all of it.
 struct alignas(16) tcq4_gemm_stripe {
@@ -39,7 +48,7 @@ template <typename act> struct alignas(16) tcq4_gemm_stage {
     tcq4_gemm_stripe stripes[TCQ4_GEMM_ROWS/TCQ4_ROWS];
 };
 
-// What is worked out once for the four groups of a half.
+// What is worked out once for the four groups of a half; nothing where sums stay integers.
 template <bool grouped> struct tcq4_gemm_table;
 template <> struct tcq4_gemm_table<true> {
     float2 step  [4][TCQ4_GEMM_ROWS]; // and -magic*step
@@ -47,13 +56,10 @@ template <> struct tcq4_gemm_table<true> {
     float  scale [4][TCQ4_GEMM_TOKENS];
     float  sum   [4][TCQ4_GEMM_TOKENS];
 };
-template <> struct tcq4_gemm_table<false> {
-    int scale_code[4][TCQ4_GEMM_ROWS];
-};
+template <> struct tcq4_gemm_table<false> {};
 
-template <typename act> struct alignas(16) tcq4_gemm_shared {
-    tcq4_gemm_stage<act>                        stages[TCQ4_GEMM_STAGES];
-    tcq4_gemm_table<tcq4_gemm_of<act>::grouped> table;
+template <typename act> struct alignas(16) tcq4_gemm_shared : tcq4_gemm_table<tcq4_gemm_of<act>::grouped> {
+    tcq4_gemm_stage<act> stages[TCQ4_GEMM_STAGES];
 };
 
 // A matrix and the tokens for it.
@@ -118,39 +124,29 @@ static __device__ __forceinline__ float tcq4_short_step(float step) {
     return tcq4_float_of_bits((tcq4_bits_of_float(step) + 2u) & ~3u);
 }
 
-// Enters a row's scale codes, or steps and offsets, of group `group` as the g-th of the half.
-static __device__ __forceinline__ void tcq4_gemm_enter_row(tcq4_gemm_table<true> & table, const tcq4_gemm_stripe & stripe, int row, int g, int group, float unit) {
+// Fills the table for a half, by all threads of a block; gives whether a row has a zero point. A thread does two groups of a row, and half of a token's tail.
+template <typename act>
+static __device__ __forceinline__ bool tcq4_gemm_prepare(tcq4_gemm_table<true> & table, const tcq4_gemm_stage<act> & stage, int half) {
+    const int   row  = threadIdx.x/2;
+    const int   side = threadIdx.x%2;
     const int   r    = row%TCQ4_ROWS;
-    const float step = tcq4_short_step(tcq4_wide(stripe.scale[r])*(1.0f/127)*(float) stripe.scale_code[8*r + group]*unit);
-    table.step  [g][row] = make_float2(step, tcq4_mul(-TCQ4_MAGIC, step));
-    table.offset[g][row] = tcq4_wide(stripe.zero[r])*(1.0f/127)*(float) stripe.zero_code[8*r + group];
-}
-
-static __device__ __forceinline__ void tcq4_gemm_enter_row(tcq4_gemm_table<false> & table, const tcq4_gemm_stripe & stripe, int row, int g, int group, float) {
-    table.scale_code[g][row] = stripe.scale_code[8*(row%TCQ4_ROWS) + group];
-}
-
-// Enters a token's four scales (quad 0) or sums (quad 1).
-static __device__ __forceinline__ void tcq4_gemm_enter_token(tcq4_gemm_table<true> & table, const uint32_t * tail, int token, int quad) {
-#pragma unroll
-    for (int g = 0; g < 4; ++g) {
-        (quad ? table.sum : table.scale)[g][token] = tcq4_float_of_bits(tail[4*quad + g]);
-    }
-}
-
-static __device__ __forceinline__ void tcq4_gemm_enter_token(tcq4_gemm_table<false> &, const uint32_t *, int, int) {}
-
-// Fills the table for a half; gives whether this thread's row has a zero point. A thread does two groups of a row, and half of a token's tail.
-template <typename act> static __device__ __forceinline__ bool tcq4_gemm_prepare(tcq4_gemm_shared<act> & shared, const tcq4_gemm_stage<act> & stage, int half) {
-    const int row  = threadIdx.x/2;
-    const int side = threadIdx.x%2;
+    const float unit = 1.0f/(1 << tcq4_gemm_of<act>::unit_bits);
     const tcq4_gemm_stripe & stripe = stage.stripes[row/TCQ4_ROWS];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        tcq4_gemm_enter_row(shared.table, stripe, row, 2*side + i, 4*half + 2*side + i, 1.0f/(1 << tcq4_gemm_of<act>::unit_bits));
+        const int   g    = 2*side + i;
+        const float step = tcq4_short_step(tcq4_wide(stripe.scale[r])*(1.0f/127)*(float) stripe.scale_code[8*r + 4*half + g]*unit);
+        table.step  [g][row] = make_float2(step, tcq4_mul(-TCQ4_MAGIC, step));
+        table.offset[g][row] = tcq4_wide(stripe.zero[r])*(1.0f/127)*(float) stripe.zero_code[8*r + 4*half + g];
     }
-    tcq4_gemm_enter_token(shared.table, stage.tails[row], row, side);
-    return (stripe.zero[row%TCQ4_ROWS] & 0x7fffu) != 0;
+#pragma unroll
+    for (int g = 0; g < 4; ++g) {
+        (side ? table.sum : table.scale)[g][row] = tcq4_float_of_bits(stage.tails[row][4*side + g]);
+    }
+    return __syncthreads_or((stripe.zero[r] & 0x7fffu) != 0);
 }
+
+template <typename act>
+static __device__ __forceinline__ bool tcq4_gemm_prepare(tcq4_gemm_table<false> &, const tcq4_gemm_stage<act> &, int) { return false; }
 
 #endif // TCQ4_GEMM_STAGE_CUH

@@ -1,9 +1,9 @@
 // Few tokens (1 to 8) times a TCQ4 matrix: dp4a on codes that stay in their nibbles.
 //
 // y[m][row] = sum over groups of scale[m] * ((S*sc/127) * dot(q, q_m) + (Z*zc/127) * sum(q_m)).
-// A block owns a stripe of 8 rows, its warps take the stripe's tiles in turn. Lane 4*row + part reads the word of a group that holds the row's
-// elements 8*part .. 8*part + 7: 32 lanes, 128 consecutive bytes. `word << 4` and `word`, each masked with 0xf0f0f0f0, are the even and the odd
-// elements as signed bytes times 16, so no sign has to be extended; the 16 (256 with INT4 activations) is taken out of the step.
+// A block owns a stripe of 8 rows, its warps take the stripe's tiles in turn. Lane 8*q + row has groups q and q + 4 of a row, 16 bytes of codes each: two
+// loads of 512 consecutive bytes for a tile, and the scales of a group are worked out in one lane. `word << 4` and `word`, each masked with 0xf0f0f0f0,
+// are the even and the odd elements as signed bytes times 16, so no sign has to be extended; the 16 (256 with INT4 activations) is taken out of the step.
 // Sums are added in a fixed order, so results depend on nothing but the number of warps.
 //
 // Bound: memory, 1184 bytes of weights for 2048 weights; activations come from the cache.
@@ -29,53 +29,71 @@ static __device__ __forceinline__ int tcq4_dp4a(int a, int b, int c) {
 #endif
 }
 
-// 16 times the dot product of one word of weight codes with INT8 codes, or 256 times that with INT4 codes; `part` as above.
-static __device__ __forceinline__ int tcq4_dot(uint32_t word, const tcq4_act8 & act, int group, int part) {
-    const uint2 codes = ((const uint2 *) act.codes)[4*group + part];
-    return tcq4_dp4a(tcq4_even(word), (int) codes.x, tcq4_dp4a(tcq4_odd(word), (int) codes.y, 0));
+// The words of eight elements each.
+static __device__ __forceinline__ uint32_t tcq4_word(const uint4 & words, int i) { return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w; }
+
+// 16 times the dot product of a group of weight codes with INT8 codes, or 256 times that with INT4 codes.
+static __device__ __forceinline__ int tcq4_dot(const uint4 & words, const tcq4_act8 & act, int group) {
+    const uint4 codes[2] = { ((const uint4 *) act.codes)[2*group], ((const uint4 *) act.codes)[2*group + 1] };
+    int dot = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) { // the even elements, then the odd ones
+        dot = tcq4_dp4a(tcq4_even(tcq4_word(words, i)), (int) tcq4_word(codes[i/2], i%2*2),     dot);
+        dot = tcq4_dp4a(tcq4_odd (tcq4_word(words, i)), (int) tcq4_word(codes[i/2], i%2*2 + 1), dot);
+    }
+    return dot;
 }
 
-static __device__ __forceinline__ int tcq4_dot(uint32_t word, const tcq4_act4 & act, int group, int part) {
-    const uint32_t codes = act.codes[4*group + part];
-    return tcq4_dp4a(tcq4_even(word), tcq4_even(codes), tcq4_dp4a(tcq4_odd(word), tcq4_odd(codes), 0));
+static __device__ __forceinline__ int tcq4_dot(const uint4 & words, const tcq4_act4 & act, int group) {
+    const uint4 codes = ((const uint4 *) act.codes)[group];
+    int dot = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        dot = tcq4_dp4a(tcq4_even(tcq4_word(words, i)), tcq4_even(tcq4_word(codes, i)), dot);
+        dot = tcq4_dp4a(tcq4_odd (tcq4_word(words, i)), tcq4_odd (tcq4_word(codes, i)), dot);
+    }
+    return dot;
 }
 
 static __device__ __forceinline__ float tcq4_dot_unit(const tcq4_act8 &) { return 1.0f/16; }
 static __device__ __forceinline__ float tcq4_dot_unit(const tcq4_act4 &) { return 1.0f/256; }
 
-// What lane 4*row + part needs of a tile.
+// What lane 8*q + row needs of a tile: groups q and q + 4 of the row.
 struct tcq4_vec_tile {
-    uint32_t words[TCQ4_GROUPS];
-    uint2    sc, zc; // codes of the row
+    uint4    words[2];
+    int8_t   sc[2], zc[2];
     uint16_t scale, zero;
 };
 
 static __device__ __forceinline__ void tcq4_vec_load(tcq4_vec_tile & own, const tcq4_tile * __restrict__ tile, int lane) {
-    const int row = lane/4;
-    own.sc    = ((const uint2 *) tile->scale_code)[row];
-    own.zc    = ((const uint2 *) tile->zero_code)[row];
+    const int row = lane%8;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        own.words[h] = ((const uint4 *) tile->codes)[32*h + lane];
+        own.sc   [h] = tile->scale_code[8*row + 4*h + lane/8];
+        own.zc   [h] = tile->zero_code [8*row + 4*h + lane/8];
+    }
     own.scale = tile->scale[row];
     own.zero  = tile->zero[row];
-#pragma unroll
-    for (int g = 0; g < TCQ4_GROUPS; ++g) {
-        own.words[g] = ((const uint32_t *) tile->codes)[32*g + lane];
-    }
 }
 
 // Adds a lane's part of the products of a tile with the chunk `acts[0]` of the first token; those of the next lie `stride` chunks on, and tokens from `end`
 // on are not there.
 template <int tokens, typename act>
-static __device__ __forceinline__ void tcq4_vec_add(const tcq4_vec_tile & own, const act * acts, int64_t stride, int end, int part, float (&y)[tokens]) {
-    const float s = tcq4_float_of_half(own.scale)*(1.0f/127)*tcq4_dot_unit(*acts);
-    const float z = part == 0 ? tcq4_float_of_half(own.zero)*(1.0f/127) : 0.0f;
-#pragma unroll
-    for (int g = 0; g < TCQ4_GROUPS; ++g) {
-        const float step   = s*(float) (int8_t) ((g < 4 ? own.sc.x : own.sc.y) >> 8*(g%4));
-        const float offset = z*(float) (int8_t) ((g < 4 ? own.zc.x : own.zc.y) >> 8*(g%4));
+static __device__ __forceinline__ void tcq4_vec_add(const tcq4_vec_tile & own, const act * acts, int64_t stride, int end, int lane, float (&y)[tokens]) {
+    const float s = tcq4_wide(own.scale)*(1.0f/127)*tcq4_dot_unit(*acts);
+    const float z = tcq4_wide(own.zero)*(1.0f/127);
+#pragma unroll (tokens > 4 ? 1 : 2) // registers do not suffice for the codes of 8 tokens and both groups
+    for (int h = 0; h < 2; ++h) {
+        const int   group  = 4*h + lane/8;
+        const uint4 words  = h == 0 ? own.words[0] : own.words[1];
+        const float step   = s*(float) (h == 0 ? own.sc[0] : own.sc[1]);
+        const float offset = z*(float) (h == 0 ? own.zc[0] : own.zc[1]);
+        const act * a      = acts;
 #pragma unroll
         for (int m = 0; m < tokens; ++m) {
-            const act & a = acts[(m < end ? m : end - 1)*stride];
-            y[m] += step*a.scale[g]*(float) tcq4_dot(own.words[g], a, g, part) + offset*a.sum[g];
+            y[m] = fmaf(step*a->scale[group], (float) tcq4_dot(words, *a, group), fmaf(offset, a->sum[group], y[m]));
+            a += m + 1 < end ? stride : 0;
         }
     }
 }
@@ -84,10 +102,10 @@ static __device__ __forceinline__ void tcq4_vec_add(const tcq4_vec_tile & own, c
 template <int tokens> static __device__ __forceinline__ void tcq4_vec_reduce(float (&y)[tokens], int lane, float (*partial)[TCQ4_ROWS]) {
 #pragma unroll
     for (int m = 0; m < tokens; ++m) {
-        y[m] += __shfl_xor_sync(TCQ4_ALL_LANES, y[m], 1);
-        y[m] += __shfl_xor_sync(TCQ4_ALL_LANES, y[m], 2);
-        if (lane%4 == 0) {
-            partial[m][lane/4] = y[m];
+        y[m] += __shfl_xor_sync(TCQ4_ALL_LANES, y[m], 8);
+        y[m] += __shfl_xor_sync(TCQ4_ALL_LANES, y[m], 16);
+        if (lane < TCQ4_ROWS) {
+            partial[m][lane] = y[m];
         }
     }
 }
@@ -116,10 +134,11 @@ static __device__ __forceinline__ void tcq4_mul_vec_stripe(
     const int warp = threadIdx.x >> 5;
 
     float y[tokens] = {};
+#pragma unroll (tokens == 1 ? 2 : 1)
     for (int t = warp; t < chunks; t += TCQ4_VEC_WARPS) {
         tcq4_vec_tile own;
         tcq4_vec_load(own, stripe + t, lane);
-        tcq4_vec_add<tokens>(own, acts + t, chunks, end, lane%4, y);
+        tcq4_vec_add<tokens>(own, acts + t, chunks, end, lane, y);
     }
 
     __shared__ float partial[TCQ4_VEC_WARPS][tokens][TCQ4_ROWS];
@@ -179,7 +198,7 @@ static __device__ __forceinline__ void tcq4_mul_vec_fused(
                     tcq4_prefetch(weights + ahead + 128*lane);
                 }
             }
-            tcq4_vec_add<tokens>(own, acts + t, chunks, tokens, lane%4, sums);
+            tcq4_vec_add<tokens>(own, acts + t, chunks, tokens, lane, sums);
             own = next;
         }
         float (*mine)[tokens][TCQ4_ROWS] = partial[(stripe - first)%2];

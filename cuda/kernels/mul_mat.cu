@@ -5,9 +5,9 @@
 // and block8, whose INT4 codes are widened when they are rounded, once, and not for each of the blocks that read them.
 // Mapping: see tcq4_gemm.cuh; a block 128 tokens x 128 rows, a warp 64 x 32. Neighbouring blocks take the same rows, so weights are read once from memory.
 // Launch: (ceil(tokens/128), ceil(rows/128)) blocks of 256 threads, dynamic shared memory as in the table of ../README.md.
-// Bound: block4, block8: issue slots, about ten for an mma of 8192 operations beside it; int8, int4: f32 FMA, two for each result and group.
+// Bound: block4, block8: issue slots, about nine for an mma of 8192 operations beside it; int8, int4: f32 FMA, two for each result and group.
 // Tolerance: 1e-5 of the root mean square of y, from the order of f32 additions and steps of 22 bits.
-// Predicted on an H200, not measured: block8: 770 TOPS without zero points, 670 with; int8: 600 and 440. sm_86, block4: 85 % and 73 % of the INT4 peak at most.
+// Predicted on an H200, not measured: block8: 860 TOPS without zero points, 740 with; int8: 620 and 450. sm_86, block4: 95 % and 81 % of the INT4 peak at most.
 
 #include "tcq4_gemm.cuh"
 

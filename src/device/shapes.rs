@@ -95,8 +95,8 @@ macro_rules! activations {
 activations! {
     Act8: "int8", [45_568, 80_896];
     Act4: "int4", [35_328, 60_416];
-    Block4: "block4", [27_136, 52_224];
-    Block8: "block8", [37_376, 72_704];
+    Block4: "block4", [25_088, 50_176];
+    Block8: "block8", [35_328, 70_656];
 }
 
 /// The rows and chunks of a matrix, and the tokens it is multiplied with.
