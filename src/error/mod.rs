@@ -198,7 +198,9 @@ impl Error {
                     | Kind::ResourceBusy
                     | Kind::StaleNetworkFileHandle
             ),
-            Error::Model(ModelError::OutputBusy { .. }) | Error::Corpus(CorpusError::Transport { .. }) => true,
+            Error::Model(ModelError::OutputBusy { .. })
+            | Error::Corpus(CorpusError::Transport { .. })
+            | Error::Eval(EvalError::NoSpace { .. }) => true,
             Error::Corpus(CorpusError::Status { status, .. }) => matches!(status, 408 | 429 | 500..),
             Error::Pipeline(error) => error.is_transient(),
             _ => false,

@@ -3,6 +3,7 @@
 pub mod atomic_file;
 pub mod hash;
 pub mod interrupt;
+pub mod process;
 pub mod progress;
 pub(crate) mod random;
 pub mod units;
