@@ -14,6 +14,7 @@ use super::compensate::{By, Codes, Compensation, Means, OutputError, OutputSums}
 use super::encode::{Encoded, RowRun};
 use super::hash::tensor_sha256;
 use super::keys::{KEY_SOURCE, hash_key};
+use super::parts::Part;
 use super::plan::{Conversion, PlannedTensor};
 use super::sequential;
 use super::units::{RowUnit, cut, in_order, run_all, run_some};
@@ -24,6 +25,7 @@ use crate::quant::rounding::importance;
 use crate::quant::{StepRecord, Transform};
 use crate::tcq::{Codec, Loss};
 use crate::util::progress::{Progress, Unit};
+use crate::util::shard::Shard;
 
 /// Everything that a conversion needs, decided before.
 pub struct Job<'a> {
@@ -93,6 +95,25 @@ pub struct Converted {
 /// Weights that are not finite or too large; types that cannot be written; a quantised tensor that its transform would have quantised again
 /// without [`Conversion::allow_requantize`]; what [`Writer`] refuses; [`crate::Error::Interrupted`].
 pub fn convert(job: &Job<'_>, target: &Target, progress: &dyn Progress) -> Result<Converted> {
+    let all = Part { shard: Shard::WHOLE, tensors: (0..job.plan.tensors.len()).collect() };
+    write_model(job, target, (&all, false), progress)
+}
+
+/// As [`convert`], but writes some of the tensors, to a single file that says of which whole it is a part; `target` says where this file goes, and how
+/// the whole will be divided. [`super::merge_parts`] makes the file of [`convert`] of all parts.
+///
+/// # Errors
+/// As [`convert`].
+pub fn convert_part(job: &Job<'_>, target: &Target, part: &Part, progress: &dyn Progress) -> Result<Converted> {
+    write_model(job, target, (part, true), progress)
+}
+
+fn write_model(
+    job: &Job<'_>,
+    target: &Target,
+    (part, is_part): (&Part, bool),
+    progress: &dyn Progress,
+) -> Result<Converted> {
     job.plan.check_encoders()?;
     check_requantized(job)?;
     let tensors = job.source.tensors();
@@ -101,21 +122,28 @@ pub fn convert(job: &Job<'_>, target: &Target, progress: &dyn Progress) -> Resul
     for tensor in tensors {
         metadata.set(&hash_key(&tensor.name), "0".repeat(64));
     }
-    let plan = Plan::sharded(&metadata, job.plan.specs(), job.source.alignment(), &target.sharding, job.plan.dialect())
+    let mut specs = job.plan.specs();
+    let mut sharding = &target.sharding;
+    if is_part {
+        part.describe(&mut metadata, &specs, sharding);
+        (sharding, specs) = (&Sharding::Single, part.tensors.iter().map(|&at| specs[at].clone()).collect());
+    }
+    let plan = Plan::sharded(&metadata, specs, job.source.alignment(), sharding, job.plan.dialect())
         .map_err(|e| e.at(&target.path))?;
     let inputs: Vec<&Path> = job.source.shards().collect();
     let mut writer = Writer::create(&target.path, &plan, target.force, &inputs)?;
-    let units = cut(tensors.iter().map(|t| (t.matrices(), t.rows() / t.matrices(), t.columns())));
+    let mut units = cut(tensors.iter().map(|t| (t.matrices(), t.rows() / t.matrices(), t.columns())));
+    units.retain(|unit| part.tensors.binary_search(&unit.tensor).is_ok());
     let failed = AtomicBool::new(false);
     let ((written, used), source_sha256) = std::thread::scope(|scope| {
         let hash = scope.spawn(|| job.source.sha256(&Unseen { progress, failed: &failed }));
-        let written = write_units(job, &plan, &writer, &units, progress);
+        let written = write_units(&Rows::new(job, &plan, (&writer, part), &units), progress);
         failed.store(written.is_err(), Ordering::Relaxed);
         let hash = hash.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         Ok::<_, Error>((written?, hash?))
     })?;
-    for (tensor, hash) in tensors.iter().zip(reread(job, &writer, &units, &written, progress)?) {
-        metadata.set(&hash_key(&tensor.name), hash);
+    for (&at, hash) in part.tensors.iter().zip(reread(job, &writer, &units, &written, progress)?) {
+        metadata.set(&hash_key(&tensors[at].name), hash);
     }
     metadata.set(KEY_SOURCE, source_sha256.as_str());
     writer.set_metadata(&metadata)?;
@@ -210,17 +238,20 @@ pub(super) struct Rows<'a> {
     /// By tensor, how much each column of each of its matrices counts.
     importances: Vec<Vec<Vec<f32>>>,
     writer: &'a Writer,
+    /// Tensors that are written, ascending: their places here are those in the output.
+    own: &'a [usize],
     /// Rows of each tensor that are still to be put.
     left: Vec<AtomicU64>,
 }
 
 impl<'a> Rows<'a> {
-    fn new(job: &'a Job<'a>, plan: &'a Plan, writer: &'a Writer, units: &'a [RowUnit]) -> Self {
+    fn new(job: &'a Job<'a>, plan: &'a Plan, (writer, part): (&'a Writer, &'a Part), units: &'a [RowUnit]) -> Self {
         let left = job.source.tensors().iter().map(|t| AtomicU64::new(t.rows())).collect();
         let transforms: Vec<_> = job.plan.tensors.iter().map(|planned| transform_of(job, planned)).collect();
         let importances = job.plan.tensors.iter().zip(&transforms);
         let importances = importances.map(|(planned, transform)| importances_of(job, planned, transform.as_deref()));
-        Self { job, plan, units, importances: importances.collect(), transforms, writer, left }
+        let (importances, own) = (importances.collect(), &part.tensors[..]);
+        Self { job, plan, units, importances, transforms, writer, own, left }
     }
 
     pub(super) fn tensor(&self, unit: &RowUnit) -> &'a TensorInfo {
@@ -248,8 +279,9 @@ impl<'a> Rows<'a> {
     /// Puts bytes into the output.
     pub(super) fn put(&self, unit: &RowUnit, bytes: &[u8]) -> Result<()> {
         let tensor = self.tensor(unit);
-        let row_bytes = self.plan.tensor_bytes(unit.tensor) / tensor.rows();
-        self.writer.write(unit.tensor, unit.first * row_bytes, bytes)?;
+        let place = self.own.binary_search(&unit.tensor).unwrap_or_else(|place| place);
+        let row_bytes = self.plan.tensor_bytes(place) / tensor.rows();
+        self.writer.write(place, unit.first * row_bytes, bytes)?;
         // Rows may be read in any order, so a tensor's pages go only when all of it is done.
         if self.left[unit.tensor].fetch_sub(unit.rows, Ordering::AcqRel) == unit.rows {
             self.job.source.release(tensor, 0..tensor.bytes as usize);
@@ -263,15 +295,9 @@ impl<'a> Rows<'a> {
     }
 }
 
-fn write_units(
-    job: &Job<'_>,
-    plan: &Plan,
-    writer: &Writer,
-    units: &[RowUnit],
-    progress: &dyn Progress,
-) -> Result<(Vec<Written>, Used)> {
+fn write_units(rows: &Rows<'_>, progress: &dyn Progress) -> Result<(Vec<Written>, Used)> {
+    let (job, units) = (rows.job, rows.units);
     let tensors = job.source.tensors();
-    let rows = Rows::new(job, plan, writer, units);
     let source_bytes = |unit: &RowUnit| unit.rows * (tensors[unit.tensor].bytes / tensors[unit.tensor].rows());
     let write = |unit: &RowUnit, by: Option<&By<'_>>| rows.store(unit, &rows.encode(unit, by)?);
     let written = match &job.codes {
@@ -284,8 +310,8 @@ fn write_units(
         }
         Codes::Gptq(compensation) => {
             return match &compensation.sequential {
-                Some(sequential) => sequential::write(&rows, compensation, sequential, progress),
-                None => write_batches(job, units, (compensation, &rows.transforms), progress, write),
+                Some(sequential) => sequential::write(rows, compensation, sequential, progress),
+                None => write_batches(rows, compensation, progress, write),
             };
         }
     };
@@ -303,12 +329,12 @@ fn means(job: &Job<'_>, statistics: &Statistics, transforms: &[Option<Cow<'_, Tr
 
 /// Writes what is not compensated, then batch after batch of what is; results in the order of the units.
 fn write_batches(
-    job: &Job<'_>,
-    units: &[RowUnit],
-    (compensation, transforms): (&Compensation<'_>, &[Option<Cow<'_, Transform>>]),
+    rows: &Rows<'_>,
+    compensation: &Compensation<'_>,
     progress: &dyn Progress,
     write: impl Fn(&RowUnit, Option<&By<'_>>) -> Result<Written> + Sync,
 ) -> Result<(Vec<Written>, Used)> {
+    let Rows { job, units, transforms, own: chosen, .. } = rows;
     let tensors = job.source.tensors();
     let row_bytes = |unit: &RowUnit| unit.rows * (tensors[unit.tensor].bytes / tensors[unit.tensor].rows());
     let matrix_of = |unit: &RowUnit| {
@@ -326,9 +352,13 @@ fn write_batches(
         Ok::<_, Error>(())
     };
     let bytes = |of: &[usize]| of.iter().map(|&at| tensors[at].bytes).sum();
-    let batches = batches(job.source, job.plan, compensation.memory);
+    let mut batches = batches(job.source, job.plan, compensation.memory);
+    for batch in &mut batches {
+        batch.groups.retain(|group| group.tensors.iter().any(|at| chosen.contains(at)));
+    }
+    batches.retain(|batch| !batch.groups.is_empty());
     let compensated: BTreeSet<usize> = batches.iter().flat_map(Batch::tensors).collect();
-    let others: Vec<usize> = (0..tensors.len()).filter(|at| !compensated.contains(at)).collect();
+    let others: Vec<usize> = chosen.iter().copied().filter(|at| !compensated.contains(at)).collect();
     progress.begin("quantize the rest", bytes(&others), Unit::Bytes);
     run(&others, None, None)?;
     progress.end();
@@ -410,5 +440,8 @@ fn losses(job: &Job<'_>, units: &[RowUnit], written: &[Written], mut used: Used)
         moments: used.remove(&index),
         steps: Vec::new(),
     };
-    job.plan.tensors.iter().zip(sums).enumerate().filter(|(_, (tensor, _))| tensor.is_tcq4()).map(loss).collect()
+    let written = |(index, (tensor, _)): &(usize, (&PlannedTensor, _))| {
+        tensor.is_tcq4() && units.binary_search_by_key(index, |unit| unit.tensor).is_ok()
+    };
+    job.plan.tensors.iter().zip(sums).enumerate().filter(written).map(loss).collect()
 }

@@ -14,6 +14,7 @@ mod mixed;
 mod model;
 mod moments;
 mod ops;
+pub(crate) mod parts;
 mod recipe;
 mod report;
 
@@ -32,6 +33,7 @@ pub use mixed::MixedError;
 pub use model::ModelError;
 pub use moments::MomentsError;
 pub use ops::OpsError;
+pub use parts::PartsError;
 pub use recipe::RecipeError;
 pub use report::ReportError;
 
@@ -91,6 +93,9 @@ pub enum Error {
     /// Second moments cannot be measured, read or added up.
     #[error(transparent)]
     Moments(#[from] MomentsError),
+    /// Parts of divided work cannot be put together.
+    #[error(transparent)]
+    Parts(#[from] PartsError),
     /// A model, statistics or permutation file is sound in itself but not what the work needs.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -157,6 +162,7 @@ impl Error {
             Error::Gguf { defect, .. } => defect.class(),
             Error::Model(error) => error.class(),
             Error::Moments(error) => error.class(),
+            Error::Parts(error) => error.class(),
             Error::Convert(error) => error.class(),
             Error::Eval(error) => error.class(),
             Error::Corpus(error) => error.class(),
@@ -188,6 +194,7 @@ impl Error {
             Error::Gguf { defect, .. } => defect.hint(),
             Error::Model(error) => error.hint(),
             Error::Moments(error) => error.hint(),
+            Error::Parts(error) => error.hint(),
             Error::Convert(error) => error.hint(),
             Error::Eval(error) => error.hint(),
             Error::Corpus(error) => error.hint(),

@@ -39,7 +39,7 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
     let mut inputs = data::files(&specs);
     inputs.extend(method.recipe.clone());
     let production =
-        Production { session, source: &source, output, args: &args.production, inputs: &inputs, recipe: &recipe };
+        Production { session, source: &source, output, args: &args.production, inputs: &inputs, recipe: &recipe, shard: None };
     let work = Work { session, source: &source, args, specs: &specs, recipe: &recipe };
     let Some(plan) = production.plan(work.text(), |plan| work.times(plan))? else { return Ok(0) };
     if let Some(path) = &args.stats {

@@ -15,8 +15,8 @@ use crate::calib::Statistics;
 use crate::cli::args::ProductionArgs;
 use crate::cli::{Outcome, Session, settings};
 use crate::convert::{
-    CalibrationValue, Codes, Compensation, Conversion, Converted, Job, Measure, MomentsUse, Noise, OutputError,
-    Provenance, SecondMoments, Sequential, TensorLoss, convert, output_metadata,
+    CalibrationValue, Codes, Compensation, Conversion, Converted, Job, Measure, MomentsUse, Noise, OutputError, Part,
+    Provenance, SecondMoments, Sequential, TensorLoss, convert, convert_part, output_metadata,
 };
 use crate::error::{Class, ConvertError, Result};
 use crate::gguf::{Plan, Source};
@@ -26,6 +26,7 @@ use crate::quant::step::{Kind, Needs};
 use crate::quant::{ActAware, Prepared, Recipe, StepRecord, TypeChoices, prepare};
 use crate::util::atomic_file::check_target;
 use crate::util::progress::Progress;
+use crate::util::shard::Shard;
 use crate::util::units::{Bytes, Elapsed};
 
 /// A model on its way to a file.
@@ -38,6 +39,8 @@ pub(super) struct Production<'a> {
     pub(super) inputs: &'a [PathBuf],
     /// How weights are prepared and rounded.
     pub(super) recipe: &'a Recipe,
+    /// The part of the tensors that is written, if not all are.
+    pub(super) shard: Option<Shard>,
 }
 
 /// What is known about the model's activations.
@@ -69,6 +72,8 @@ struct Record<'a> {
     act_aware: Option<&'a ActAware>,
     /// What is known about the calibration text.
     text: Option<serde_json::Value>,
+    /// Which part of the tensors was written, if not all were.
+    shard: Option<String>,
 }
 
 impl Production<'_> {
@@ -123,6 +128,9 @@ impl Production<'_> {
 
     /// The files that will be written: the output, or its shards.
     fn outputs(&self, plan: &Conversion) -> Result<Vec<PathBuf>> {
+        if self.shard.is_some() {
+            return Ok(vec![self.output.to_path_buf()]);
+        }
         let target = settings::target(self.output, &self.args.out, self.source);
         let alignment = self.source.alignment();
         let layout = Plan::sharded(self.source.metadata(), plan.specs(), alignment, &target.sharding, plan.dialect());
@@ -188,7 +196,15 @@ impl Production<'_> {
         let transforms = &prepared.transforms;
         let job = Job { source: self.source, plan, transforms, codec, codes, statistics, metadata };
         let target = settings::target(self.output, &self.args.out, self.source);
-        let mut converted = convert(&job, &target, &self.session.progress)?;
+        let mut converted = match self.shard {
+            None => convert(&job, &target, &self.session.progress)?,
+            Some(shard) => {
+                let part = Part::of(self.source, plan, shard);
+                let (some, all) = (part.tensors.len(), plan.tensors.len());
+                self.session.printer.text(&format!("part {shard}: {some} of {all} tensors"));
+                convert_part(&job, &target, &part, &self.session.progress)?
+            }
+        };
         converted.record_steps(&prepared, recipe, orders_given, statistics.is_some());
         let seconds = started.elapsed();
         let bits = plan.bits();
@@ -202,6 +218,7 @@ impl Production<'_> {
             types: types.as_ref(),
             act_aware: act_aware.as_ref(),
             text: statistics.and_then(super::statistics::composition),
+            shard: self.shard.map(|shard| shard.to_string()),
         };
         self.session.printer.record("convert", record);
         let fell_back = converted.losses.iter().flat_map(|loss| &loss.steps).any(StepRecord::fell_back);

@@ -46,7 +46,7 @@ pub(in crate::cli) fn run(session: &Session, args: &QuantizeArgs) -> Outcome {
     let inputs: Vec<PathBuf> =
         args.stats.iter().chain(&args.perms).chain(&args.second_moments).chain(&method.recipe).cloned().collect();
     let production =
-        Production { session, source: &source, output, args: &args.production, inputs: &inputs, recipe: &recipe };
+        Production { session, source: &source, output, args: &args.production, inputs: &inputs, recipe: &recipe, shard: args.shard };
     let moments = match &args.second_moments {
         Some(path) => Some(Moments::File(moments::load(session, path, &source)?)),
         None => None,
