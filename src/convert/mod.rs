@@ -3,6 +3,7 @@
 mod batches;
 mod checkpoint;
 mod compensate;
+mod consume;
 mod decode;
 mod dequantize;
 mod encode;
@@ -29,6 +30,7 @@ pub use batches::{
 };
 pub use checkpoint::Checkpoint;
 pub use compensate::{Codes, Compensation, Measure, Noise, OutputError, SecondMoments};
+pub use consume::Consumption;
 pub use dequantize::{Dequantized, dequantize};
 pub use encode::read_rows;
 pub use estimate::{EncodingTime, time_encoding};

@@ -122,6 +122,18 @@ pub fn is_part(file: &Source) -> bool {
     file.metadata().contains(KEY_PART)
 }
 
+/// Refuses a part where a model is needed.
+///
+/// # Errors
+/// [`PartsError::Alone`].
+pub(super) fn check_whole(file: &Source) -> Result<(), PartsError> {
+    if !is_part(file) {
+        return Ok(());
+    }
+    let shard = Description::read(file)?.shard.to_string();
+    Err(PartsError::Alone { path: file.path().to_path_buf(), shard })
+}
+
 impl Description {
     /// Reads it.
     ///

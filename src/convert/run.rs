@@ -96,7 +96,7 @@ pub struct Converted {
 /// without [`Conversion::allow_requantize`]; what [`Writer`] refuses; [`crate::Error::Interrupted`].
 pub fn convert(job: &Job<'_>, target: &Target, progress: &dyn Progress) -> Result<Converted> {
     let all = Part { shard: Shard::WHOLE, tensors: (0..job.plan.tensors.len()).collect() };
-    write_model(job, target, (&all, false), progress)
+    write_model(job, target, (&all, false), None, progress)
 }
 
 /// As [`convert`], but writes some of the tensors, to a single file that says of which whole it is a part; `target` says where this file goes, and how
@@ -105,13 +105,28 @@ pub fn convert(job: &Job<'_>, target: &Target, progress: &dyn Progress) -> Resul
 /// # Errors
 /// As [`convert`].
 pub fn convert_part(job: &Job<'_>, target: &Target, part: &Part, progress: &dyn Progress) -> Result<Converted> {
-    write_model(job, target, (part, true), progress)
+    convert_part_of(job, target, part, None, progress)
+}
+
+/// As [`convert_part`], of a source whose SHA-256 may be known.
+///
+/// # Errors
+/// As there.
+pub(super) fn convert_part_of(
+    job: &Job<'_>,
+    target: &Target,
+    part: &Part,
+    sha256: Option<&str>,
+    progress: &dyn Progress,
+) -> Result<Converted> {
+    write_model(job, target, (part, true), sha256, progress)
 }
 
 fn write_model(
     job: &Job<'_>,
     target: &Target,
     (part, is_part): (&Part, bool),
+    sha256: Option<&str>,
     progress: &dyn Progress,
 ) -> Result<Converted> {
     job.plan.check_encoders()?;
@@ -136,7 +151,10 @@ fn write_model(
     units.retain(|unit| part.tensors.binary_search(&unit.tensor).is_ok());
     let failed = AtomicBool::new(false);
     let ((written, used), source_sha256) = std::thread::scope(|scope| {
-        let hash = scope.spawn(|| job.source.sha256(&Unseen { progress, failed: &failed }));
+        let hash = scope.spawn(|| match sha256 {
+            Some(known) => Ok(known.to_owned()),
+            None => job.source.sha256(&Unseen { progress, failed: &failed }),
+        });
         let written = write_units(&Rows::new(job, &plan, (&writer, part), &units), progress);
         failed.store(written.is_err(), Ordering::Relaxed);
         let hash = hash.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));

@@ -16,6 +16,14 @@ pub enum PartsError {
         /// What is wrong with it.
         what: String,
     },
+    /// A file holds only a part of a model, where all of it is needed.
+    #[error("{}: it holds only part {shard} of a model", path.display())]
+    Alone {
+        /// The file.
+        path: PathBuf,
+        /// The part.
+        shard: String,
+    },
     /// A file is of another kind than the first.
     #[error("{}: expected {expected} as in {}, got {found}", path.display(), first.display())]
     Kind {
@@ -76,6 +84,7 @@ impl PartsError {
     pub fn hint(&self) -> Option<String> {
         let text = match self {
             Self::Unusable { .. } => "make it again with --shard",
+            Self::Alone { .. } => "put all parts together with `tcq4 merge`",
             Self::Kind { .. } => "put together files of one kind",
             Self::Another { .. } => "make all parts with one version, from one model, with the same options",
             Self::Double { .. } => "give each part once",

@@ -78,8 +78,8 @@ impl Source {
         }
     }
 
-    /// Opens the shards at `paths`, whatever their names are.
-    pub(super) fn open_parts(paths: &[PathBuf]) -> Result<Source> {
+    /// Opens the shards at `paths`, in their order, whatever their names are.
+    pub fn open_files(paths: &[PathBuf]) -> Result<Source> {
         let parts = paths.iter().map(|path| Part::open(path)).collect::<Result<Vec<_>>>()?;
         let path = paths.first().cloned().unwrap_or_default();
         Source::assemble(&path, parts)

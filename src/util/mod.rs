@@ -2,6 +2,7 @@
 
 pub mod atomic_file;
 pub mod hash;
+pub mod holes;
 pub mod interrupt;
 pub mod progress;
 pub(crate) mod random;

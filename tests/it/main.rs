@@ -46,6 +46,7 @@ mod moments;
 mod moments_runs;
 #[cfg(feature = "llama")]
 mod patches;
+mod parts;
 mod prepare;
 mod quant;
 mod report;
@@ -56,5 +57,7 @@ mod safety;
 mod salience;
 #[cfg(feature = "llama")]
 mod sequential;
+#[cfg(feature = "llama")]
+mod shards;
 mod support;
 mod tiny_forward;

@@ -133,6 +133,10 @@ pub(crate) struct QuantizeArgs {
     /// Write only the Ith of N parts of the tensors, about equal in bytes; `tcq4 merge` puts the parts together to the bytes of one run
     #[arg(long, value_name = "I/N")]
     pub(crate) shard: Option<Shard>,
+    /// Delete each shard of the model as soon as what is made of it is written, verified and synced, for disks without room for both; run again after an
+    /// interruption, it goes on
+    #[arg(long, conflicts_with_all = ["shard", "target_bpw", "act_aware"])]
+    pub(crate) delete_source_shards: bool,
     #[command(flatten)]
     pub(crate) rounding: RoundingArgs,
     #[command(flatten)]

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::effort::{TextPasses, Times};
 use super::moments::{self, Kept, Moments};
-use super::produce::{Evidence, Production, print_recipe};
+use super::produce::{Evidence, Production, Way, print_recipe};
 use super::statistics::{self, Keep, Run};
 use crate::calib::Statistics;
 use crate::cli::args::ConvertArgs;
@@ -39,7 +39,7 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
     let mut inputs = data::files(&specs);
     inputs.extend(method.recipe.clone());
     let production =
-        Production { session, source: &source, output, args: &args.production, inputs: &inputs, recipe: &recipe, shard: None };
+        Production { session, source: &source, output, args: &args.production, inputs: &inputs, recipe: &recipe, way: Way::Whole };
     let work = Work { session, source: &source, args, specs: &specs, recipe: &recipe };
     let Some(plan) = production.plan(work.text(), |plan| work.times(plan))? else { return Ok(0) };
     if let Some(path) = &args.stats {

@@ -15,7 +15,7 @@ use crate::calib::Statistics;
 use crate::cli::args::ProductionArgs;
 use crate::cli::{Outcome, Session, settings};
 use crate::convert::{
-    CalibrationValue, Codes, Compensation, Conversion, Converted, Job, Measure, MomentsUse, Noise, OutputError, Part,
+    CalibrationValue, Codes, Compensation, Consumption, Conversion, Converted, Job, Measure, MomentsUse, Noise, OutputError, Part,
     Provenance, SecondMoments, Sequential, TensorLoss, convert, convert_part, output_metadata,
 };
 use crate::error::{Class, ConvertError, Result};
@@ -39,8 +39,19 @@ pub(super) struct Production<'a> {
     pub(super) inputs: &'a [PathBuf],
     /// How weights are prepared and rounded.
     pub(super) recipe: &'a Recipe,
-    /// The part of the tensors that is written, if not all are.
-    pub(super) shard: Option<Shard>,
+    /// How much of it is written, and what becomes of the source.
+    pub(super) way: Way<'a>,
+}
+
+/// How a model goes to a file.
+#[derive(Clone, Copy)]
+pub(super) enum Way<'a> {
+    /// All of it.
+    Whole,
+    /// Some of its tensors.
+    Part(Shard),
+    /// All of it, deleting the source shard by shard.
+    Consuming(&'a Consumption),
 }
 
 /// What is known about the model's activations.
@@ -128,7 +139,7 @@ impl Production<'_> {
 
     /// The files that will be written: the output, or its shards.
     fn outputs(&self, plan: &Conversion) -> Result<Vec<PathBuf>> {
-        if self.shard.is_some() {
+        if matches!(self.way, Way::Part(_)) {
             return Ok(vec![self.output.to_path_buf()]);
         }
         let target = settings::target(self.output, &self.args.out, self.source);
@@ -150,7 +161,14 @@ impl Production<'_> {
         let orders_given = evidence.orders.is_some();
         let settings = recipe.settings(settings::targets(plan), evidence.orders, codec);
         let read = |tensor: &_, first, out: &mut [f32]| crate::convert::read_rows(self.source, tensor, first, out);
-        let prepared = prepare(self.source, &read, statistics, &settings, &self.session.progress)?;
+        let begun = match self.way {
+            Way::Consuming(consumption) => consumption.transforms(self.source)?,
+            _ => None,
+        };
+        let prepared = match begun {
+            Some(transforms) => Prepared { transforms, ..Prepared::default() },
+            None => prepare(self.source, &read, statistics, &settings, &self.session.progress)?,
+        };
         for notice in &prepared.notices {
             self.session.progress.note(notice);
         }
@@ -196,9 +214,10 @@ impl Production<'_> {
         let transforms = &prepared.transforms;
         let job = Job { source: self.source, plan, transforms, codec, codes, statistics, metadata };
         let target = settings::target(self.output, &self.args.out, self.source);
-        let mut converted = match self.shard {
-            None => convert(&job, &target, &self.session.progress)?,
-            Some(shard) => {
+        let mut converted = match self.way {
+            Way::Whole => convert(&job, &target, &self.session.progress)?,
+            Way::Consuming(consumption) => consumption.convert(&job, &target, &self.session.progress)?,
+            Way::Part(shard) => {
                 let part = Part::of(self.source, plan, shard);
                 let (some, all) = (part.tensors.len(), plan.tensors.len());
                 self.session.printer.text(&format!("part {shard}: {some} of {all} tensors"));
@@ -218,7 +237,7 @@ impl Production<'_> {
             types: types.as_ref(),
             act_aware: act_aware.as_ref(),
             text: statistics.and_then(super::statistics::composition),
-            shard: self.shard.map(|shard| shard.to_string()),
+            shard: if let Way::Part(shard) = self.way { Some(shard.to_string()) } else { None },
         };
         self.session.printer.record("convert", record);
         let fell_back = converted.losses.iter().flat_map(|loss| &loss.steps).any(StepRecord::fell_back);
