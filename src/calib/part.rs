@@ -93,14 +93,15 @@ impl StatisticsPart {
         let mut seen = vec![(all.origin.shard.index, first)];
         for path in others {
             let part = Self::load(path)?;
-            all.check_same((first, path), &part)?;
+            let both = (first.as_path(), path.as_path());
+            all.check_same(both, &part)?;
             let shard = part.origin.shard;
             if let Some((_, other)) = seen.iter().find(|(index, _)| *index == shard.index) {
                 let (path, other, shard) = (path.clone(), other.to_path_buf(), shard.to_string());
                 return Err(PartsError::Double { path, other, shard }.into());
             }
             seen.push((shard.index, path));
-            all.join((first, path), part)?;
+            all.join(both, part)?;
         }
         let (found, count) = (seen.len(), all.origin.shard.count);
         if found < count as usize {
@@ -125,9 +126,7 @@ impl StatisticsPart {
         };
         match facts(mine).into_iter().zip(facts(theirs)).find(|(a, b)| a != b) {
             None => Ok(()),
-            Some(((what, expected), (_, found))) => {
-                Err(another(first, path, what, expected, found))
-            }
+            Some(((what, expected), (_, found))) => Err(another(first, path, what, expected, found)),
         }
     }
 

@@ -141,7 +141,8 @@ fn run(
     let composition = Composition::new(corpus, &chunks, &plan);
     tell(&composition, &chunks, options.samples, progress);
     let name = run_name(corpus, fingerprint, options, &plan);
-    let steps: Vec<Step> = steps(&plan, options).into_iter().enumerate().filter(|(at, _)| shard.has(*at)).map(|(_, step)| step).collect();
+    let steps: Vec<Step> =
+        steps(&plan, options).into_iter().enumerate().filter(|(at, _)| shard.has(*at)).map(|(_, step)| step).collect();
     let part_name = if shard == Shard::WHOLE { name.clone() } else { format!("{name}, part {shard}") };
     let (mut collector, done) = begin(options, &part_name)?;
     let mut context = context(model, options)?;

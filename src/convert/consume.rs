@@ -4,6 +4,7 @@
 //! A folder beside the output keeps the parts, one for each source shard, until they are put together. A shard that is given up loses its name first
 //! (`.NAME.consumed`) and its bytes then, all but the header and what the fingerprint samples: so an interrupted run still opens the whole model.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
@@ -51,11 +52,17 @@ impl Consumption {
         let Some(name) = ShardName::parse(path).filter(|name| name.count > 1) else {
             return Err(refuse(path, "it is no shard of several").into());
         };
-        let shards: Vec<PathBuf> = (1..=name.count.min(crate::gguf::limits::MAX_SHARDS)).map(|n| name.path(n)).collect();
-        let present = |shard: &PathBuf| if shard.exists() { shard.clone() } else { given_up(shard) };
+        let shards: Vec<PathBuf> =
+            (1..=name.count.min(crate::gguf::limits::MAX_SHARDS)).map(|n| name.path(n)).collect();
+        let present = |shard: &PathBuf| {
+            let rest = given_up(shard);
+            if !shard.exists() && rest.exists() { rest } else { shard.clone() }
+        };
         for shard in &shards {
             match fs::symlink_metadata(shard) {
-                Ok(kind) if !kind.is_file() => return Err(refuse(shard, "it is a link, and not the file itself").into()),
+                Ok(kind) if !kind.is_file() => {
+                    return Err(refuse(shard, "it is a link, and not the file itself").into());
+                }
                 Ok(kind) if kind.nlink() > 1 => return Err(refuse(shard, "its file has other names too").into()),
                 _ => (),
             }
@@ -82,7 +89,7 @@ impl Consumption {
     ///
     /// # Errors
     /// A part that is damaged.
-    pub fn transforms(&self, source: &Source) -> Result<Option<std::collections::BTreeMap<String, Transform>>> {
+    pub fn transforms(&self, source: &Source) -> Result<Option<BTreeMap<String, Transform>>> {
         let Some(part) = (0..self.shards.len()).map(|index| self.part_file(index)).find(|part| part.exists()) else {
             return Ok(None);
         };
@@ -119,7 +126,7 @@ impl Consumption {
                 let target = Target { path, force: false, sharding: target.sharding.clone() };
                 losses.extend(convert_part_of(job, &target, &part, Some(&known.sha256), progress)?.losses);
             }
-            give_up(job.source, (index, shard))?;
+            give_up(job.source, (index, shard.as_path()))?;
         }
         let parts: Vec<PathBuf> = (0..self.shards.len()).map(|index| self.part_file(index)).collect();
         let merged = merge_parts(&parts, &target.path, target.force, progress)?;
@@ -133,6 +140,11 @@ impl Consumption {
         let path = self.known_file();
         let fingerprint = fingerprint(source);
         if !path.exists() {
+            if !self.shards.iter().all(|shard| shard.exists()) {
+                return Err(
+                    self.refuse("shards of the source are deleted, and what was made of them is not here".into())
+                );
+            }
             let sha256 = source.sha256(progress)?;
             let known = Known { sha256, fingerprint };
             let json = serde_json::to_vec(&known).map_err(|e| Error::io(&path, "write")(e.into()))?;
@@ -160,9 +172,8 @@ impl Consumption {
         Description::read(&file)?;
         let mut expected = job.metadata.clone();
         part.describe(&mut expected, &job.plan.specs(), &target.sharding);
-        let hashes: Vec<String> = job.plan.tensors.iter().map(|tensor| hash_key(&tensor.name)).collect();
-        let compared =
-            |key: &&str| !is_own(key) && *key != KEY_SOURCE && !hashes.iter().any(|hash| hash == key) && !is_layout(key);
+        let hashes: BTreeSet<String> = job.plan.tensors.iter().map(|tensor| hash_key(&tensor.name)).collect();
+        let compared = |key: &&str| !is_own(key) && *key != KEY_SOURCE && !hashes.contains(*key) && !is_layout(key);
         let found = file.metadata();
         let odd = expected.keys().chain(found.keys()).filter(compared);
         match odd.into_iter().find(|key| expected.payload(key) != found.payload(key)) {
@@ -175,7 +186,8 @@ impl Consumption {
     fn check_types(&self, file: &Source, plan: &Conversion, part: &Part) -> Result<()> {
         let specs = plan.specs();
         let own = part.tensors.iter().map(|&at| &specs[at]);
-        let same = own.clone().zip(file.tensors()).all(|(spec, found)| (&spec.name, spec.ty) == (&found.name, found.ty));
+        let same =
+            own.clone().zip(file.tensors()).all(|(spec, found)| (&spec.name, spec.ty) == (&found.name, found.ty));
         if same && own.len() == file.tensors().len() {
             return Ok(());
         }

@@ -20,9 +20,6 @@ pub(super) const KEY_RECIPE: &str = "tcq4.recipe";
 /// `tcq4.source.sha256`: string, SHA-256 of the source file (of all shards in order).
 pub(super) const KEY_SOURCE: &str = "tcq4.source.sha256";
 
-/// What all keys of ours begin with.
-pub(super) const OWN: &str = "tcq4.";
-
 /// The key of a tensor's permutation: i32 array, one entry a column.
 pub(super) fn permutation_key(tensor: &str) -> String {
     format!("tcq4.{tensor}.perm")
@@ -35,7 +32,7 @@ pub(super) fn hash_key(tensor: &str) -> String {
 
 /// Takes every `tcq4.*` key away.
 pub(super) fn remove_own_keys(metadata: &mut Metadata) {
-    let own: Vec<String> = metadata.keys().filter(|key| key.starts_with(OWN)).map(String::from).collect();
+    let own: Vec<String> = metadata.keys().filter(|key| key.starts_with("tcq4.")).map(String::from).collect();
     for key in own {
         metadata.remove(&key);
     }

@@ -1,5 +1,6 @@
 //! Puts the parts of a conversion together: the bytes that one run on one machine would have written. Encodes nothing, and trusts no part.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -9,7 +10,7 @@ use super::keys::{KEY_RECIPE, KEY_SOURCE, hash_key, permutations};
 use super::parts::{Description, is_own, remove_description};
 use super::units::in_order;
 use crate::error::parts::missing;
-use crate::error::{ConvertError, Error, PartsError, Result};
+use crate::error::{ConvertError, Error, GgufError, PartsError, Result};
 use crate::gguf::{Dialect, Metadata, Plan, Source, TensorInfo, TensorSpec, Writer};
 use crate::util::progress::{Progress, Unit};
 
@@ -48,9 +49,10 @@ pub fn merge_parts(paths: &[PathBuf], output: &Path, force: bool, progress: &dyn
     parts[1..].iter().try_for_each(|part| check_same(first, part))?;
     check_complete(&parts)?;
     let owners = owners(&parts)?;
-    let (metadata, plan) = (metadata(first, &owners), plan(&parts, &owners, output)?);
+    let metadata = metadata(first, &owners);
+    let plan = plan(&parts, &owners, &metadata).map_err(|defect| defect.at(output))?;
     let inputs: Vec<&Path> = parts.iter().flat_map(|part| part.file.shards()).collect();
-    let mut writer = Writer::create(output, &plan, force, &inputs)?;
+    let writer = Writer::create(output, &plan, force, &inputs)?;
     progress.begin("put together", plan.total_bytes(), Unit::Bytes);
     for (index, (part, tensor)) in owners.iter().enumerate() {
         if progress.interrupted() {
@@ -60,7 +62,6 @@ pub fn merge_parts(paths: &[PathBuf], output: &Path, force: bool, progress: &dyn
         progress.advance(tensor.bytes);
     }
     progress.end();
-    writer.set_metadata(&metadata)?;
     prove(&writer.reread()?, &owners, progress)?;
     let outputs = writer.paths().map(PathBuf::from).collect();
     writer.commit()?;
@@ -96,8 +97,8 @@ fn check_same(first: &Opened, part: &Opened) -> Result<(), PartsError> {
         }
     }
     let (mine, theirs) = (first.file.metadata(), part.file.metadata());
-    let hashes: Vec<String> = first.says.tensors.iter().map(|name| hash_key(name)).collect();
-    let compared = |key: &&str| !is_own(key) && !hashes.iter().any(|hash| hash == key);
+    let hashes: BTreeSet<String> = first.says.tensors.iter().map(|name| hash_key(name)).collect();
+    let compared = |key: &&str| !is_own(key) && !hashes.contains(*key);
     let odd = mine.keys().chain(theirs.keys()).filter(compared).find(|key| mine.payload(key) != theirs.payload(key));
     match odd {
         None => Ok(()),
@@ -170,7 +171,7 @@ fn metadata(first: &Opened, owners: &[(&Opened, &TensorInfo)]) -> Metadata {
     metadata
 }
 
-fn plan(parts: &[Opened], owners: &[(&Opened, &TensorInfo)], output: &Path) -> Result<Plan> {
+fn plan(parts: &[Opened], owners: &[(&Opened, &TensorInfo)], metadata: &Metadata) -> Result<Plan, GgufError> {
     let first = &parts[0];
     let spec = |(_, tensor): &(&Opened, &TensorInfo)| TensorSpec {
         name: tensor.name.clone(),
@@ -180,8 +181,7 @@ fn plan(parts: &[Opened], owners: &[(&Opened, &TensorInfo)], output: &Path) -> R
     let fork = parts.iter().any(|part| part.file.dialect() == Dialect::Fork);
     let dialect = if fork { Dialect::Fork } else { Dialect::Upstream };
     let specs = owners.iter().map(spec).collect();
-    let (metadata, alignment) = (metadata(first, owners), first.file.alignment());
-    Plan::sharded(&metadata, specs, alignment, &first.says.sharding, dialect).map_err(|defect| defect.at(output))
+    Plan::sharded(metadata, specs, first.file.alignment(), &first.says.sharding, dialect)
 }
 
 /// Reads the output back and compares every tensor with the hash that its part has of it.

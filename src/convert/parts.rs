@@ -6,7 +6,6 @@ use std::cmp::Reverse;
 use serde::{Deserialize, Serialize};
 
 use super::batches::inputs;
-use super::keys::OWN;
 use super::plan::Conversion;
 use crate::error::PartsError;
 use crate::gguf::{Metadata, Sharding, Source, TensorSpec};
@@ -40,7 +39,7 @@ impl Part {
         let rest = (0..plan.tensors.len()).filter(|at| !grouped.contains(at));
         let (more, others): (Vec<usize>, Vec<usize>) = rest.partition(|&at| plan.tensors[at].is_tcq4());
         coded.extend(more.into_iter().map(|at| vec![at]));
-        let bytes = |tensors: &Vec<usize>| tensors.iter().map(|&at| plan.tensors[at].source_bytes).sum::<u64>();
+        let bytes = |tensors: &[usize]| tensors.iter().map(|&at| plan.tensors[at].source_bytes).sum::<u64>();
         let mut loads = vec![(0, 0); shard.count as usize];
         let mut tensors = deal(coded, bytes, &mut loads, shard.index as usize);
         loads.iter_mut().for_each(|load| load.0 = 0);
@@ -63,7 +62,7 @@ impl Part {
 /// Deals items out, the largest first, each to the file that has least of their kind (or least of all); gives what comes to file `own`.
 fn deal(
     mut items: Vec<Vec<usize>>,
-    bytes: impl Fn(&Vec<usize>) -> u64,
+    bytes: impl Fn(&[usize]) -> u64,
     loads: &mut [(u64, u64)],
     own: usize,
 ) -> Vec<usize> {
@@ -163,7 +162,6 @@ impl Description {
 /// Takes away what makes a file a part.
 pub(super) fn remove_description(metadata: &mut Metadata) {
     for key in [KEY_PART, KEY_VERSION, KEY_SHARDING, KEY_TENSORS] {
-        debug_assert!(key.starts_with(OWN));
         metadata.remove(key);
     }
 }
@@ -180,7 +178,7 @@ mod tests {
     #[test]
     fn the_largest_go_first_and_to_the_least_loaded() {
         let sizes = [5, 9, 1, 7, 3];
-        let bytes = |item: &Vec<usize>| item.iter().map(|&at| sizes[at]).sum::<u64>();
+        let bytes = |item: &[usize]| item.iter().map(|&at| sizes[at]).sum::<u64>();
         let of = |own| deal((0..5).map(|at| vec![at]).collect(), bytes, &mut [(0, 0); 2], own);
         // 9 | 7, 5 | then 3 to the first, 1 to the one that has 12 too, which comes first.
         assert_eq!((of(0), of(1)), (vec![1, 4, 2], vec![3, 0]));

@@ -36,7 +36,10 @@ impl fmt::Display for Shard {
 
 /// What is wrong with the text of a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("expected I/N, the number of a part from 1 on and the number of parts, for instance 2/4 (at most {})", Shard::MOST)]
+#[error(
+    "expected I/N, the number of a part from 1 on and the number of parts, for instance 2/4 (at most {})",
+    Shard::MOST
+)]
 pub struct NoShard;
 
 impl FromStr for Shard {

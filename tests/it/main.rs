@@ -44,9 +44,9 @@ mod model;
 mod moments;
 #[cfg(feature = "llama")]
 mod moments_runs;
+mod parts;
 #[cfg(feature = "llama")]
 mod patches;
-mod parts;
 mod prepare;
 mod quant;
 mod report;

@@ -91,10 +91,8 @@ fn a_part_is_a_sound_file_of_its_tensors() {
     let part = Source::open(&dir.file("part")).unwrap();
     let expected: Vec<&str> = parts[1].tensors.iter().map(|&at| plan.tensors[at].name.as_str()).collect();
     assert!(part.tensors().iter().map(|tensor| tensor.name.as_str()).eq(expected));
-    dir.tcq4("verify part").fails(
-        3,
-        "error: part: it holds only part 2/3 of a model\nhint: put all parts together with `tcq4 merge`",
-    );
+    dir.tcq4("verify part")
+        .fails(3, "error: part: it holds only part 2/3 of a model\nhint: put all parts together with `tcq4 merge`");
 }
 
 #[test]
@@ -116,10 +114,8 @@ fn parts_that_do_not_belong_together_are_refused() {
     dir.tcq4("merge a c -o out").fails(3, &format!("error: a: expected 3 parts, got 2: missing 2/3{all}"));
     dir.tcq4("merge b -o out").fails(3, &format!("error: b: expected 3 parts, got 1: missing 1/3, 3/3{all}"));
     dir.tcq4("merge a b c b -o out").fails(3, "error: b: part 2/3 is b too\nhint: give each part once");
-    dir.tcq4("merge a of-two -o out").fails(
-        3,
-        &format!("error: of-two: this part is of another number of parts: expected 3 as in a, got 2{same}"),
-    );
+    dir.tcq4("merge a of-two -o out")
+        .fails(3, &format!("error: of-two: this part is of another number of parts: expected 3 as in a, got 2{same}"));
     dir.tcq4("merge a recipe c -o out").fails_like(3, "error: recipe: this part is of another recipe: expected {");
     dir.tcq4("merge a source c -o out")
         .fails_like(3, "error: source: this part is of another source (SHA-256): expected ");
@@ -127,7 +123,7 @@ fn parts_that_do_not_belong_together_are_refused() {
         .fails_like(3, "error: split: this part is of another value of `tcq4.part.sharding`: expected ");
     dir.tcq4("merge a whole -o out").fails(
         3,
-        "error: whole: expected a part of a model as in a, got statistics\nhint: put together files of one kind",
+        "error: whole: expected a part of a model as in a, got a file that is no part\nhint: put together files of one kind",
     );
     dir.tcq4("merge a none -o out").fails_like(3, "error: none: cannot open");
     dir.tcq4("merge a b c -o a --force").fails_like(3, "error: a: this output is the same file as the input a");
@@ -171,7 +167,8 @@ fn sharded(dir: &Dir) -> Vec<u8> {
     whole
 }
 
-const GIVE_UP: &str = "quantize m-00001-of-00003.gguf out.gguf --output-type f16 --embedding-type f16 --delete-source-shards";
+const GIVE_UP: &str =
+    "quantize m-00001-of-00003.gguf out.gguf --output-type f16 --embedding-type f16 --delete-source-shards";
 
 #[test]
 fn the_source_is_given_up_on_the_way() {

@@ -98,7 +98,7 @@ fn parts_of_other_runs_are_refused() {
     dir.tcq4("merge a model -o o").fails_like(3, "error: model: this part is of another model: expected ");
     dir.tcq4("merge a whole -o o").fails(
         3,
-        "error: whole: expected a part of statistics as in a, got statistics\nhint: put together files of one kind",
+        "error: whole: expected a part of statistics as in a, got a file that is no part\nhint: put together files of one kind",
     );
     dir.tcq4("merge a a -o o").fails(3, "error: a: part 1/2 is a too\nhint: give each part once");
     dir.tcq4("merge b -o o").fails(
@@ -160,7 +160,8 @@ fn snakemake_drives_parts_and_retries_killed_ones() {
     let script = dir.write("tcq4", flaky.as_bytes());
     std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
     let [model, calibration, evaluation] =
-        ["models/tiny-llama-f16.gguf", "text/calibration.txt", "text/evaluation.txt"].map(|name| fixture(name).display().to_string());
+        ["models/tiny-llama-f16.gguf", "text/calibration.txt", "text/evaluation.txt"]
+            .map(|name| fixture(name).display().to_string());
     let config = format!(
         "models: {{tiny: {model}}}\ncalibration: [{calibration}]\nsamples: 3\nctx: 64\nshards: 2\nquantize: ''\neval: -d {evaluation} --ctx 64 --chunks 2\noutput: results\ntcq4: {}\n",
         script.display()
@@ -196,7 +197,8 @@ fn the_commands_of_the_kubernetes_jobs_convert_a_model() {
     let Some(python) = python_with_yaml() else { return skip("no Python with yaml") };
     let dir = Dir::new();
     std::fs::copy(fixture("models/tiny-llama-f16.gguf"), dir.file("model-f16.gguf")).unwrap();
-    std::fs::write(dir.file("calibration.txt"), &std::fs::read(fixture("text/calibration.txt")).unwrap()[..6000]).unwrap();
+    std::fs::write(dir.file("calibration.txt"), &std::fs::read(fixture("text/calibration.txt")).unwrap()[..6000])
+        .unwrap();
     let program = "import sys, yaml\nfor job in yaml.safe_load_all(open(sys.argv[1])):\n    spec = job['spec']; box = spec['template']['spec']['containers'][0]\n    assert box['command'] == ['sh', '-ec'] and job['metadata']['labels']['step'] == job['metadata']['name']\n    for index in range(spec.get('completions', 1)):\n        print(f\"export JOB_COMPLETION_INDEX={index}; {box['args'][0]}\")\n";
     let manifest = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("workflow/kubernetes.yaml");
     let listed = Command::new(python).args(["-c", program]).arg(manifest).output().unwrap();
@@ -204,9 +206,13 @@ fn the_commands_of_the_kubernetes_jobs_convert_a_model() {
     let commands = String::from_utf8(listed.stdout).unwrap();
     assert_eq!(commands.lines().count(), 10, "{commands}");
     let folder = std::path::Path::new(env!("CARGO_BIN_EXE_tcq4")).parent().unwrap();
-    let path = std::env::join_paths([folder.to_path_buf()].into_iter().chain(std::env::split_paths(&std::env::var_os("PATH").unwrap()))).unwrap();
+    let path = std::env::join_paths(
+        [folder.to_path_buf()].into_iter().chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())),
+    )
+    .unwrap();
     for command in commands.lines() {
-        let done = Command::new("sh").args(["-ec", command]).current_dir(dir.path()).env("PATH", &path).output().unwrap();
+        let done =
+            Command::new("sh").args(["-ec", command]).current_dir(dir.path()).env("PATH", &path).output().unwrap();
         assert!(done.status.success(), "{command}: {}", String::from_utf8_lossy(&done.stderr));
     }
     dir.tcq4("calibrate -m model-f16.gguf -c calibration.txt -n 128 -o p.json --stats one.gguf").ok();

@@ -81,17 +81,13 @@ fn keep_moments(session: &Session, args: &CalibrateArgs, run: &statistics::Run<'
 }
 
 /// Runs a part of the text.
-fn run_part(
-    session: &Session,
-    args: &CalibrateArgs,
-    source: &Source,
-    specs: &[SourceSpec],
-    shard: Shard,
-) -> Outcome {
+fn run_part(session: &Session, args: &CalibrateArgs, source: &Source, specs: &[SourceSpec], shard: Shard) -> Outcome {
     let texts = &data::files(specs);
     let Some(main) = args.stats.as_ref().or(args.second_moments.as_ref()) else {
         let hint = Some("add --stats FILE, --second-moments FILE, or both".into());
-        return Err(Error::Usage { message: "--shard writes a part of statistics or second moments".into(), hint }.into());
+        return Err(
+            Error::Usage { message: "--shard writes a part of statistics or second moments".into(), hint }.into()
+        );
     };
     let inputs: Vec<&Path> = source.shards().chain(texts.iter().map(PathBuf::as_path)).collect();
     check_target(main, args.force, &inputs)?;
@@ -99,7 +95,8 @@ fn run_part(
         settings::check_side_output(moments, main, args.force, source, texts)?;
     }
     let keep = Keep::beside(main, args.resume);
-    let run = statistics::Run::open(session, source, &args.calibration, specs, MANY_SAMPLES, &keep, None)?.of_part(shard);
+    let run =
+        statistics::Run::open(session, source, &args.calibration, specs, MANY_SAMPLES, &keep, None)?.of_part(shard);
     if let Some(path) = &args.stats {
         let part = run.statistics_part()?;
         part.save(path, args.force, &inputs)?;

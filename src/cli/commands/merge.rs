@@ -17,14 +17,6 @@ pub(in crate::cli) fn run(session: &Session, args: &MergeArgs) -> Outcome {
     let inputs: Vec<&Path> = args.inputs.iter().map(PathBuf::as_path).collect();
     check_target(&args.output, args.force, &inputs)?;
     let kind = common_kind(&args.inputs)?;
-    if kind == Kind::ModelParts {
-        let merged = merge_parts(&args.inputs, &args.output, args.force, &session.progress)?;
-        let files = merged.outputs.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join("\n");
-        let (parts, tensors) = (merged.parts, merged.tensors);
-        session.printer.text(&format!("{files}\n{}, {tensors} tensors of {parts} parts", Bytes(merged.bytes)));
-        session.printer.record("merge", json!({ "output": args.output, "kind": kind.name(), "merged": merged }));
-        return Ok(0);
-    }
     let chunks = match kind {
         Kind::StatisticsParts => {
             let statistics = StatisticsPart::merge(&args.inputs)?.as_kept();
@@ -35,7 +27,8 @@ pub(in crate::cli) fn run(session: &Session, args: &MergeArgs) -> Outcome {
             let origin = moments_store::merge(&args.inputs, &args.output, args.force)?;
             origin.chunks.len() as u32
         }
-        Kind::Statistics | Kind::ModelParts => {
+        Kind::ModelParts => return merge_model(session, args),
+        Kind::Statistics => {
             let mut sum = store::load(inputs[0])?;
             for path in &inputs[1..] {
                 sum.merge(&store::load(path)?).map_err(Error::from)?;
@@ -47,6 +40,17 @@ pub(in crate::cli) fn run(session: &Session, args: &MergeArgs) -> Outcome {
     let name = kind.name();
     session.printer.text(&format!("{}: {name} of {chunks} chunks", args.output.display()));
     session.printer.record("merge", json!({ "output": args.output, "kind": name, "chunks": chunks }));
+    Ok(0)
+}
+
+/// Puts the parts of a model together.
+fn merge_model(session: &Session, args: &MergeArgs) -> Outcome {
+    let merged = merge_parts(&args.inputs, &args.output, args.force, &session.progress)?;
+    let files = merged.outputs.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join("\n");
+    let (parts, tensors) = (merged.parts, merged.tensors);
+    session.printer.text(&format!("{files}\n{}, {tensors} tensors of {parts} parts", Bytes(merged.bytes)));
+    let kind = Kind::ModelParts.name();
+    session.printer.record("merge", json!({ "output": args.output, "kind": kind, "merged": merged }));
     Ok(0)
 }
 
@@ -96,8 +100,9 @@ fn common_kind(paths: &[PathBuf]) -> Result<Kind> {
     for path in &paths[1..] {
         let found = Kind::of(path)?;
         if found != expected {
-            let (path, first) = (path.clone(), paths[0].clone());
-            return Err(PartsError::Kind { path, first, expected: expected.file(), found: found.file() }.into());
+            let (path, first, expected) = (path.clone(), paths[0].clone(), expected.file());
+            let found = if found == Kind::Statistics { "a file that is no part" } else { found.file() };
+            return Err(PartsError::Kind { path, first, expected, found }.into());
         }
     }
     Ok(expected)

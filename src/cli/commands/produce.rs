@@ -15,8 +15,8 @@ use crate::calib::Statistics;
 use crate::cli::args::ProductionArgs;
 use crate::cli::{Outcome, Session, settings};
 use crate::convert::{
-    CalibrationValue, Codes, Compensation, Consumption, Conversion, Converted, Job, Measure, MomentsUse, Noise, OutputError, Part,
-    Provenance, SecondMoments, Sequential, TensorLoss, convert, convert_part, output_metadata,
+    CalibrationValue, Codes, Compensation, Consumption, Conversion, Converted, Job, Measure, MomentsUse, Noise,
+    OutputError, Part, Provenance, SecondMoments, Sequential, TensorLoss, convert, convert_part, output_metadata,
 };
 use crate::error::{Class, ConvertError, Result};
 use crate::gguf::{Plan, Source};

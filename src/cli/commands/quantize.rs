@@ -45,6 +45,13 @@ pub(in crate::cli) fn run(session: &Session, args: &QuantizeArgs) -> Outcome {
     settings::check_needs(&recipe, known)?;
     let inputs: Vec<PathBuf> =
         args.stats.iter().chain(&args.perms).chain(&args.second_moments).chain(&method.recipe).cloned().collect();
+    if consumption.is_some() && recipe.mixes() {
+        return Err(Error::Usage {
+            message: "--delete-source-shards cannot choose types: weights that they are chosen by are gone after an interruption".into(),
+            hint: Some("leave target_bpw and act_aware out of the recipe, or choose types with --tensor-type".into()),
+        }
+        .into());
+    }
     let way = match (args.shard, &consumption) {
         (Some(shard), _) => Way::Part(shard),
         (None, Some(consumption)) => Way::Consuming(consumption),

@@ -97,7 +97,15 @@ impl<'a> Run<'a> {
             ..CalibrationOptions::default()
         };
         let stream = rounding.map(|(path, codec)| (path, Mutex::new(Simulation::of(codec, []))));
-        Ok(Self { session, fingerprint: store::fingerprint(source), corpus, model, options, shard: Shard::WHOLE, stream })
+        Ok(Self {
+            session,
+            fingerprint: store::fingerprint(source),
+            corpus,
+            model,
+            options,
+            shard: Shard::WHOLE,
+            stream,
+        })
     }
 
     /// The model as it is.
