@@ -19,7 +19,7 @@ use super::run::{Converted, Job, Target, convert_part_of};
 use super::{Conversion, record};
 use crate::calib::store::{fingerprint, sampled};
 use crate::error::{ConvertError, Error, Result};
-use crate::gguf::{Metadata, ShardName, Source};
+use crate::gguf::{ShardName, Source};
 use crate::quant::Transform;
 use crate::util::atomic_file;
 use crate::util::holes::punch;

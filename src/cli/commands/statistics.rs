@@ -61,6 +61,8 @@ pub(super) struct Run<'a> {
     corpus: Corpus,
     model: RwLock<Model>,
     options: CalibrationOptions,
+    /// Which chunks of the text run.
+    shard: Shard,
     /// The path and what rounds activations, where the model is to become the quantised one.
     stream: Option<(Activations, Mutex<Simulation>)>,
 }
