@@ -4,23 +4,12 @@
 # missing on sm_75 to sm_89 or there on others.
 #
 # usage: compile_cuda.sh [ARCHITECTURE...]     default: 75 80 86 89 90 120
-# nvcc and cuobjdump are taken from the PATH; without them the toolkit's PyPI packages go to target/cuda-toolkit (about 1 GB).
+# nvcc and cuobjdump: see cuda_toolkit.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [[ $# -gt 0 ]] || set -- 75 80 86 89 90 120
 
-include=()
-if ! command -v nvcc >/dev/null || ! command -v cuobjdump >/dev/null; then
-  toolkit=$PWD/target/cuda-toolkit
-  if [[ ! -f $toolkit/.done ]]; then
-    python3 -m venv "$toolkit"
-    "$toolkit/bin/pip" install -q nvidia-cuda-{nvcc,runtime,crt,cccl,cuobjdump,nvdisasm} nvidia-nvvm nvidia-cublas
-    touch "$toolkit/.done"
-  fi
-  nvcc=$(find "$toolkit" -type f -name nvcc -path '*bin*' | head -n 1)
-  PATH=${nvcc%/*}:$PATH
-  include=(-I "${nvcc%/bin/nvcc}/include" -I "${nvcc%/bin/nvcc}/include/cccl")
-fi
+. scripts/cuda_toolkit.sh
 
 scripts/build_patched_sys.sh --copy-only >/dev/null
 code=$PWD/target/patched/llama-cpp-sys-2/llama.cpp/ggml/src/ggml-cuda

@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
 # Runs every test: the whole crate with llama.cpp, then the part that builds without it; closes with one line of counts.
-# Needs Rust and a C++ compiler; installs cmake, libclang and, for some tests, Chromium and numpy where they are missing. Arguments go to `cargo test`.
+# Needs Rust and a C++ compiler; installs cmake, libclang and, for some tests, Chromium, numpy and NVRTC where they are missing. Arguments go to `cargo test`.
 # Where TCQ4_LLAMA_BIN names the folder of llama.cpp's programs, the tests against them run too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh
 python=$(scripts/setup.sh --tests)
-[[ -z $python ]] || export TCQ4_PYTHON=$python
+if [[ -n $python ]]; then
+  export TCQ4_PYTHON=$python
+  nvrtc=$(compgen -G "${python%/bin/python}/lib/python3*/site-packages/nvidia/*/lib/libnvrtc.so*" | head -n 1 || true)
+  [[ -z $nvrtc || -n ${TCQ4_NVRTC_DIR:-} ]] || export TCQ4_NVRTC_DIR=${nvrtc%/*}
+fi
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 cargo test --release "$@" 2>&1 | tee "$log"

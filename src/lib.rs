@@ -11,6 +11,7 @@ pub mod math;
 // floor 2
 pub mod tcq;
 // floor 3
+pub mod device;
 pub mod gguf;
 pub mod llama;
 // floor 4

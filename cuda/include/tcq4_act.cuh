@@ -11,7 +11,7 @@
 #ifndef TCQ4_ACT_CUH
 #define TCQ4_ACT_CUH
 
-#include "tcq4_k32.h"
+#include "tcq4_device.cuh"
 
 // How activations are rounded.
 enum tcq4_act_rule {
@@ -33,6 +33,25 @@ typedef tcq4_act_chunk<32> tcq4_act4;
 
 TCQ4_STATIC_ASSERT(sizeof(tcq4_act8) == 320, "wrong size of INT8 activations");
 TCQ4_STATIC_ASSERT(sizeof(tcq4_act4) == 192, "wrong size of INT4 activations");
+
+// A chunk of one token with one scale for all of it. block4 is the activation block of llama.cpp-rrs, but for `scale`, which there is 7 times as large.
+struct alignas(16) tcq4_block4 {
+    uint32_t codes[32];
+    float    scale;
+    short    sum[TCQ4_GROUPS]; // of the codes of each group
+    uint32_t unused[3];        // 0
+};
+
+// The same with every INT4 code in a byte, as INT8 codes lie.
+struct alignas(16) tcq4_block8 {
+    uint32_t codes[64];
+    float    scale;
+    short    sum[TCQ4_GROUPS];
+    uint32_t unused[3];
+};
+
+TCQ4_STATIC_ASSERT(sizeof(tcq4_block4) == 160, "wrong size of INT4 blocks");
+TCQ4_STATIC_ASSERT(sizeof(tcq4_block8) == 288, "wrong size of widened INT4 blocks");
 
 template <int rule> struct tcq4_act_of                       { typedef tcq4_act4 chunk; };
 template <>         struct tcq4_act_of<TCQ4_RULE_INT8>       { typedef tcq4_act8 chunk; };
@@ -85,18 +104,62 @@ template <int span> static __device__ __forceinline__ unsigned long long tcq4_ex
     return best;
 }
 
-// Rounds one chunk. All lanes of a warp take part; x are the channels of one token, perm (may be null) their order.
-template <int rule>
-static __device__ __forceinline__ void tcq4_round_chunk(
-        const float * __restrict__ x, const int32_t * __restrict__ perm, int chunk, typename tcq4_act_of<rule>::chunk * __restrict__ out) {
-    const int lane  = threadIdx.x & 31;
-    const int first = chunk*TCQ4_CHUNK + 8*lane;
-
-    float v[8];
+// The magnitude alone, which symmetric codes need.
+template <int span> static __device__ __forceinline__ uint32_t tcq4_largest_bits(const float (&v)[8]) {
+    uint32_t best = 0;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-        v[i] = x[perm ? perm[first + i] : first + i];
+        const uint32_t bits = tcq4_bits_of_float(v[i]) & 0x7fffffffu;
+        best = bits > best ? bits : best;
     }
+#pragma unroll
+    for (int h = 1; h < span/8; h *= 2) {
+        const uint32_t other = __shfl_xor_sync(TCQ4_ALL_LANES, best, h);
+        best = other > best ? other : best;
+    }
+    return best;
+}
+
+// Writes the codes of lane's 8 values: four bits each, or bytes with the even elements before the odd ones.
+static __device__ __forceinline__ void tcq4_put_codes(uint32_t (&codes)[32], const int (&q)[8], int lane) {
+    uint32_t word = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        word |= (uint32_t) (q[i] & 15) << 4*i;
+    }
+    codes[lane] = word;
+}
+
+static __device__ __forceinline__ void tcq4_put_codes(uint32_t (&codes)[64], const int (&q)[8], int lane) {
+    uint32_t even = 0;
+    uint32_t odd  = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        even |= (uint32_t) (q[2*i]     & 255) << 8*i;
+        odd  |= (uint32_t) (q[2*i + 1] & 255) << 8*i;
+    }
+    ((uint2 *) codes)[lane] = make_uint2(even, odd);
+}
+
+// Writes what belongs to a group: its scale and the sum of its codes. Called by one lane of each group.
+template <int words>
+static __device__ __forceinline__ void tcq4_put_group(tcq4_act_chunk<words> * out, int group, float scale, int sum) {
+    out->scale[group] = scale;
+    out->sum  [group] = tcq4_mul(scale, (float) sum);
+}
+
+template <typename block> static __device__ __forceinline__ void tcq4_put_group(block * out, int group, float scale, int sum) {
+    out->sum[group] = (short) sum;
+    if (group == 0) {
+        out->scale = scale;
+    } else if (group < 4) {
+        out->unused[group - 1] = 0;
+    }
+}
+
+// Rotates and rounds a chunk whose values 8*lane .. 8*lane + 7 are in v. All lanes of a warp take part.
+template <int rule, typename chunk_type>
+static __device__ __forceinline__ void tcq4_round_values(float (&v)[8], int lane, chunk_type * __restrict__ out) {
     tcq4_warp_fwht(v, lane);
 
     constexpr int   span     = rule == TCQ4_RULE_INT8 || rule == TCQ4_RULE_INT4_G32 ? TCQ4_GROUP : TCQ4_CHUNK;
@@ -104,7 +167,7 @@ static __device__ __forceinline__ void tcq4_round_chunk(
     constexpr float top      = rule == TCQ4_RULE_INT8 ? 127.0f : 7.0f;
     constexpr float low      = has_sign ? -8.0f : -top;
 
-    const unsigned long long extreme = tcq4_extreme<span>(v, lane);
+    const unsigned long long extreme = has_sign ? tcq4_extreme<span>(v, lane) : (unsigned long long) tcq4_largest_bits<span>(v) << 32;
     const float largest = tcq4_float_of_bits((uint32_t) (extreme >> 32));
     float scale;
     float inverse;
@@ -132,26 +195,79 @@ static __device__ __forceinline__ void tcq4_round_chunk(
     sum += __shfl_xor_sync(TCQ4_ALL_LANES, sum, 1);
     sum += __shfl_xor_sync(TCQ4_ALL_LANES, sum, 2);
 
-    if constexpr (rule == TCQ4_RULE_INT8) {
-        uint32_t even = 0;
-        uint32_t odd  = 0;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            even |= (uint32_t) (q[2*i]     & 255) << 8*i;
-            odd  |= (uint32_t) (q[2*i + 1] & 255) << 8*i;
-        }
-        ((uint2 *) out->codes)[lane] = make_uint2(even, odd);
-    } else {
-        uint32_t word = 0;
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            word |= (uint32_t) (q[i] & 15) << 4*i;
-        }
-        out->codes[lane] = word;
-    }
+    tcq4_put_codes(out->codes, q, lane);
     if (lane%4 == 0) {
-        out->scale[lane/4] = scale;
-        out->sum  [lane/4] = tcq4_mul(scale, (float) sum);
+        tcq4_put_group(out, lane/4, scale, sum);
+    }
+}
+
+// Rounds one chunk. All lanes of a warp take part; x are the channels of one token, perm (may be null) their order.
+template <int rule>
+static __device__ __forceinline__ void tcq4_round_chunk(
+        const float * __restrict__ x, const int32_t * __restrict__ perm, int chunk, typename tcq4_act_of<rule>::chunk * __restrict__ out) {
+    const int lane  = threadIdx.x & 31;
+    const int first = chunk*TCQ4_CHUNK + 8*lane;
+
+    float v[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        v[i] = x[perm ? perm[first + i] : first + i];
+    }
+    tcq4_round_values<rule>(v, lane, out);
+}
+
+// --- a token's channels in another order ---
+
+// Copies a row to shared memory, by all threads of a block; afterwards all may read it.
+template <typename value> static __device__ __forceinline__ void tcq4_stage_row(const value * __restrict__ row, int k, value * shared) {
+    constexpr int vector = 16/sizeof(value);
+    for (int i = threadIdx.x; i < k/vector; i += blockDim.x) {
+        tcq4_copy16(&shared[vector*i], &row[vector*i]);
+    }
+    tcq4_copies_wait();
+    __syncthreads();
+}
+
+// Reads channels perm[first] .. perm[first + 7] of a row, or those at `first` where perm is null. first is a multiple of 8.
+template <typename value>
+static __device__ __forceinline__ void tcq4_gather8(const value * row, const int32_t * __restrict__ perm, int first, float (&v)[8]) {
+    if (!perm) {
+        tcq4_load8(row + first, v);
+        return;
+    }
+    const int4 low  = ((const int4 *) (perm + first))[0];
+    const int4 high = ((const int4 *) (perm + first))[1];
+    const int from[8] = { low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w };
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        v[i] = tcq4_load(row + from[i]);
+    }
+}
+
+// Rounds the chunks of all tokens; see kernels/activations.cu for the launch.
+template <int rule, typename value, typename chunk_type>
+static __device__ __forceinline__ void tcq4_round_tokens(
+        const value * __restrict__ x, const int32_t * __restrict__ perm, chunk_type * __restrict__ acts, int64_t tokens, int chunks, int staged) {
+    TCQ4_DYNAMIC_SHARED(row_memory);
+    const int lane  = threadIdx.x & 31;
+    const int warp  = threadIdx.x >> 5;
+    const int warps = blockDim.x >> 5;
+    const int64_t k = (int64_t) TCQ4_CHUNK*chunks;
+    float v[8];
+    if (staged) {
+        const int64_t token = blockIdx.x;
+        value * row = (value *) row_memory;
+        tcq4_stage_row(x + token*k, (int) k, row);
+        for (int chunk = warp; chunk < chunks; chunk += warps) {
+            tcq4_gather8(row, perm, TCQ4_CHUNK*chunk + 8*lane, v);
+            tcq4_round_values<rule>(v, lane, &acts[token*chunks + chunk]);
+        }
+        return;
+    }
+    const int64_t i = (int64_t) blockIdx.x*warps + warp;
+    if (i < tokens*chunks) {
+        tcq4_gather8(x + i/chunks*k, perm, (int) (i%chunks)*TCQ4_CHUNK + 8*lane, v);
+        tcq4_round_values<rule>(v, lane, &acts[i]);
     }
 }
 

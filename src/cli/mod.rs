@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod data;
+mod device;
 mod openmp;
 mod printer;
 mod progress;
@@ -89,6 +90,7 @@ fn dispatch(session: &Session, command: Command) -> Outcome {
         Command::Export(args) => commands::export::run(session, &args),
         Command::Compare(args) => commands::compare::run(session, &args),
         Command::Analyze(args) => commands::analyze::run(session, &args),
+        Command::Kernels(args) => commands::kernels::run(session, &args),
     }
 }
 

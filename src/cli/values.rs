@@ -70,6 +70,15 @@ impl From<PresetArg> for Preset {
     }
 }
 
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceArg {
+    /// This machine's processor
+    Cpu,
+    /// The first NVIDIA GPU
+    Cuda,
+}
+
 /// `--rounding`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum RoundingArg {

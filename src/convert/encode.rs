@@ -5,6 +5,7 @@ use bytemuck::{Zeroable, cast_slice};
 use super::batches::Curvatures;
 use super::compensate::{By, OutputSums};
 use super::floats::to_bytes;
+use crate::device::EncodeTiles;
 use crate::error::{ConvertError, ModelError, Result};
 use crate::gguf::{GgmlType, Source, TensorInfo};
 use crate::llama;
@@ -89,7 +90,13 @@ pub(super) struct RowRun<'a> {
 
 impl RowRun<'_> {
     /// These rows in their new type, and their errors where they are measured (TCQ4). TCQ4 codes are the nearest, or chosen `by` more.
-    pub(super) fn encode(&self, codec: Codec, by: Option<&By<'_>>) -> Result<Encoded> {
+    /// Tiles are encoded on a `device` if there is one; their bytes are the same.
+    pub(super) fn encode(
+        &self,
+        codec: Codec,
+        device: Option<&dyn EncodeTiles>,
+        by: Option<&By<'_>>,
+    ) -> Result<Encoded> {
         if self.to == self.tensor.ty && self.transform.is_none() {
             if self.to.is_float() {
                 self.check_finite(&self.values()?)?;
@@ -98,7 +105,7 @@ impl RowRun<'_> {
         }
         let mut values = self.values()?;
         if self.to == GgmlType::TCQ4_K32 {
-            return self.encode_tiles(codec, &mut values, by);
+            return self.encode_tiles((codec, device), &mut values, by);
         }
         self.check_finite(&values)?;
         Ok(Encoded::exact(self.encode_plain(&values)?))
@@ -121,25 +128,50 @@ impl RowRun<'_> {
         Ok(values)
     }
 
-    fn encode_tiles(&self, codec: Codec, values: &mut [f32], by: Option<&By<'_>>) -> Result<Encoded> {
+    fn encode_tiles(
+        &self,
+        (codec, device): (Codec, Option<&dyn EncodeTiles>),
+        values: &mut [f32],
+        by: Option<&By<'_>>,
+    ) -> Result<Encoded> {
         let columns = self.tensor.columns() as usize;
-        let stripe_tiles = columns / CHUNK;
-        let mut tiles = vec![Tile::zeroed(); self.rows as usize / TILE_ROWS * stripe_tiles];
-        let mut loss = Loss::default();
+        let mut tiles = vec![Tile::zeroed(); self.rows as usize / TILE_ROWS * columns / CHUNK];
         let importance = by.filter(|_| codec.encoder() == Encoder::Weighted).and_then(By::importance);
-        for (stripe, (rows, tiles)) in
-            values.chunks_exact_mut(TILE_ROWS * columns).zip(tiles.chunks_exact_mut(stripe_tiles)).enumerate()
-        {
-            loss += codec
-                .encode_rows_by(importance.as_deref(), rows, columns, tiles)
-                .map_err(|e| self.defect(&e, (stripe * TILE_ROWS) as u64))?;
-        }
+        let on_device = device.map(|device| device.encode(codec.encoder(), values, columns, &mut tiles)).transpose()?;
+        let mut loss = match on_device.flatten() {
+            Some(loss) => {
+                if by.is_some() {
+                    codec.fwht(values); // the codec leaves its rows rotated, the device does not
+                }
+                loss
+            }
+            None => self.encode_stripes(codec, importance.as_deref(), values, &mut tiles)?,
+        };
         let mut output = OutputSums::default();
         if let Some(by) = by {
             let (sums, error_sq) = self.choose(by, values, &mut tiles);
             (output, loss.error_sq) = (sums, error_sq);
         }
         Ok(Encoded { bytes: cast_slice(&tiles).to_vec(), loss, output })
+    }
+
+    /// Encodes stripe after stripe on this thread; the rows are rotated in place.
+    fn encode_stripes(
+        &self,
+        codec: Codec,
+        importance: Option<&[f32]>,
+        values: &mut [f32],
+        tiles: &mut [Tile],
+    ) -> Result<Loss> {
+        let columns = self.tensor.columns() as usize;
+        let stripes = values.chunks_exact_mut(TILE_ROWS * columns).zip(tiles.chunks_exact_mut(columns / CHUNK));
+        let mut loss = Loss::default();
+        for (stripe, (rows, tiles)) in stripes.enumerate() {
+            loss += codec
+                .encode_rows_by(importance, rows, columns, tiles)
+                .map_err(|e| self.defect(&e, (stripe * TILE_ROWS) as u64))?;
+        }
+        Ok(loss)
     }
 
     /// Chooses the codes of rotated rows anew; gives the output errors and the squared error of the weights.

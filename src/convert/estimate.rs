@@ -56,7 +56,7 @@ fn encode_sample(source: &Source, plan: &Conversion, codec: Codec) -> Result<(f6
     sample.par_iter().try_for_each(|unit| {
         let (tensor, to) = (&tensors[unit.tensor], plan.tensors[unit.tensor].to);
         RowRun { source, tensor, transform: None, to, importance: None, first: unit.first, rows: unit.rows }
-            .encode(codec, None)
+            .encode(codec, None, None)
             .map(drop)
     })?;
     let share = timed as f64 / all.max(1) as f64;

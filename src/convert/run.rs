@@ -19,6 +19,7 @@ use super::plan::{Conversion, PlannedTensor};
 use super::sequential;
 use super::units::{RowUnit, cut, in_order, run_all, run_some};
 use crate::calib::Statistics;
+use crate::device::EncodeTiles;
 use crate::error::{ConvertError, Error, Result};
 use crate::gguf::{Metadata, Plan, Sharding, Source, TensorInfo, Writer};
 use crate::quant::rounding::importance;
@@ -37,6 +38,8 @@ pub struct Job<'a> {
     pub transforms: &'a BTreeMap<String, Transform>,
     /// The encoder of TCQ4 tensors.
     pub codec: Codec,
+    /// What encodes them instead, with the same bytes.
+    pub device: Option<&'a dyn EncodeTiles>,
     /// How codes are chosen.
     pub codes: Codes<'a>,
     /// What is known of the inputs: types that ggml writes keep more of the columns that matter.
@@ -291,7 +294,7 @@ impl<'a> Rows<'a> {
     }
 
     pub(super) fn encode(&self, unit: &RowUnit, by: Option<&By<'_>>) -> Result<Encoded> {
-        self.run(unit).encode(self.job.codec, by)
+        self.run(unit).encode(self.job.codec, self.job.device, by)
     }
 
     /// Puts bytes into the output.

@@ -6,6 +6,7 @@ mod analysis;
 mod compare;
 mod convert;
 mod corpus;
+mod device;
 mod eval;
 mod export;
 mod gguf;
@@ -25,6 +26,7 @@ pub use analysis::AnalysisError;
 pub use compare::CompareError;
 pub use convert::ConvertError;
 pub use corpus::CorpusError;
+pub use device::DeviceError;
 pub use eval::EvalError;
 pub use export::ExportError;
 pub use gguf::GgufError;
@@ -123,6 +125,9 @@ pub enum Error {
     /// A recipe cannot be followed.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
+    /// A GPU is not there, or refused something.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// llama.cpp refused something.
     #[error(transparent)]
     Llama(#[from] LlamaError),
@@ -171,6 +176,7 @@ impl Error {
             Error::Export(error) => error.class(),
             Error::Mixed(error) => error.class(),
             Error::Recipe(error) => error.class(),
+            Error::Device(error) => error.class(),
             Error::Llama(error) => error.class(),
             Error::Ops(error) => error.class(),
             Error::Report(_) => Class::Failed,
@@ -203,6 +209,7 @@ impl Error {
             Error::Export(error) => error.hint(),
             Error::Mixed(error) => error.hint(),
             Error::Recipe(error) => error.hint(),
+            Error::Device(error) => error.hint(),
             Error::Llama(error) => error.hint(),
             Error::Ops(error) => error.hint(),
             Error::Report(error) => error.hint(),

@@ -232,6 +232,7 @@ fn converted(dir: &Dir, source: &Source, statistics: &Statistics, apply: Apply) 
         plan: &plan,
         transforms: &prepared.transforms,
         codec: settings.codec,
+        device: None,
         codes: Codes::Nearest,
         statistics: None,
         metadata,

@@ -82,6 +82,7 @@ fn folding_leaves_the_f16_model_as_it_is() {
         plan: &plan,
         transforms: &prepared.transforms,
         codec,
+        device: None,
         codes: Codes::Nearest,
         statistics: None,
         metadata,

@@ -44,6 +44,7 @@ fn run(
         plan: &plan,
         transforms,
         codec: Codec::new(Encoder::Default),
+        device: None,
         codes: Codes::Nearest,
         statistics: None,
         metadata,

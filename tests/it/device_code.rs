@@ -1,8 +1,11 @@
-//! The C and CUDA code that goes into llama.cpp, compiled by the machine's C++ compiler: its own checks, against the golden vectors and against its
-//! scalar functions, have to pass. Device code runs in an emulation of warps, so no GPU is needed.
+//! The C and CUDA code, compiled by the machine's C++ compiler: its own checks, against the golden vectors, against its scalar functions and against the
+//! codec, have to pass. Device code runs in an emulation of warps, so no GPU is needed.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
+use tcq4::tcq::{CHUNK, Codec, Encoder, Isa, TILE_ROWS, Tile};
 
 use crate::support::{Dir, skip};
 
@@ -55,12 +58,98 @@ impl Machine {
     }
 }
 
-#[test]
-fn device_code_does_what_the_scalar_functions_do() {
+/// Compiles a check of `cuda/dev`, as a device with INT4 tensor cores has it and as one without, and runs both.
+fn check_device(name: &str, arguments: &[&str]) {
     for native_int4 in ["-DTCQ4_NATIVE_INT4=0", "-DTCQ4_NATIVE_INT4=1"] {
         let flags = ["-std=c++20", "-Wno-unknown-pragmas", "-I", "cuda/include", native_int4];
-        Machine::own().run(&flags, &["cuda/dev/check_device_code.cpp".into()], &[]);
+        Machine::own().run(&flags, &[Path::new("cuda/dev").join(name)], arguments);
     }
+}
+
+#[test]
+fn device_code_does_what_the_scalar_functions_do() {
+    check_device("check_device_code.cpp", &[]);
+}
+
+#[test]
+fn kernels_do_what_scalar_code_does() {
+    check_device("check_kernels.cpp", &[]);
+}
+
+#[test]
+fn products_on_the_device_are_those_of_f64() {
+    check_device("check_products.cpp", &[]);
+}
+
+#[test]
+fn every_rung_of_the_ladders_is_right() {
+    for ladder in ["cuda/dev/ladder_activations.cu", "cuda/dev/ladder_mul_mat.cu"] {
+        let flags = ["-std=c++20", "-Wno-unknown-pragmas", "-I", "cuda/include", "-x", "c++"];
+        Machine::own().run(&flags, &[ladder.into()], &[]);
+    }
+}
+
+/// Weights that are hard to encode: rows of very different kinds, for every 8 rows once.
+fn hard_weights(random: &mut ChaCha8Rng, rows: usize, columns: usize) -> Vec<f32> {
+    let mut weights = Vec::with_capacity(rows * columns);
+    for row in 0..rows {
+        let scale = [0.02, 1.0, 1e-4, 3.0][row / TILE_ROWS % 4];
+        for column in 0..columns {
+            let uniform = random.random_range(-1.0f32..1.0);
+            weights.push(match (row + row / TILE_ROWS) % TILE_ROWS {
+                0 | 1 => uniform * scale,
+                2 => uniform.powi(9) * scale,
+                3 => uniform * scale + 0.5 * scale,
+                4 if column / 32 % 3 == 0 => 0.0,
+                4 => (uniform * 4.0).round() * scale,
+                5 if column % 97 == 5 => 1000.0 * scale,
+                5 => uniform * 1e-42,
+                6 => uniform * 1e-11,
+                _ => 0.01,
+            });
+        }
+    }
+    weights
+}
+
+/// What both encoders make of some weights, in the form that `check_encode.cpp` reads.
+fn encoded_case(weights: &[f32], columns: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for size in [weights.len() / columns, columns] {
+        bytes.extend_from_slice(&i32::try_from(size).unwrap().to_le_bytes());
+    }
+    bytes.extend_from_slice(bytemuck::cast_slice(weights));
+    for encoder in [Encoder::Parity, Encoder::Default] {
+        let codec = Codec::with_isa(encoder, Isa::Scalar).unwrap();
+        let (mut made, mut losses) = (Vec::<Tile>::new(), Vec::new());
+        for rows in weights.chunks_exact(TILE_ROWS * columns) {
+            let mut tiles = vec![bytemuck::Zeroable::zeroed(); columns / CHUNK];
+            let loss = codec.encode_rows(&mut rows.to_vec(), columns, &mut tiles).unwrap();
+            made.extend_from_slice(&tiles);
+            losses.extend([loss.error_sq, loss.weight_sq]);
+        }
+        bytes.extend_from_slice(bytemuck::cast_slice(&made));
+        bytes.extend_from_slice(bytemuck::cast_slice(&losses));
+    }
+    bytes
+}
+
+#[test]
+fn tiles_encoded_on_the_device_are_those_of_the_codec() {
+    let mut random = ChaCha8Rng::seed_from_u64(6);
+    let hard = hard_weights(&mut random, 32, 512);
+    let of_halves: Vec<f32> = hard.iter().map(|&weight| half::f16::from_f32(weight).to_f32()).collect();
+    let large: Vec<f32> = (0..8 * 256).map(|_| random.random_range(-20000.0f32..20000.0)).collect();
+    // Rotated weights that codes stand for exactly, without a zero point and with either sign of the scale: sums of 256 of them are exact.
+    let mut exact: Vec<f32> = (0..8 * 256)
+        .map(|i| (if i % 32 == 7 { -8.0 } else { f32::from(random.random_range(-8i8..8)) }) * [0.25, -0.5][i / 256 % 2])
+        .collect();
+    Codec::new(Encoder::Default).fwht(&mut exact);
+    let cases = [(hard, 512), (of_halves, 256), (large, 256), (exact, 256), (vec![0.0; 8 * 256], 256)];
+    let cases: Vec<u8> = cases.iter().flat_map(|(weights, columns)| encoded_case(weights, *columns)).collect();
+    let dir = Dir::new();
+    let path = dir.write("cases", &cases);
+    check_device("check_encode.cpp", &[path.to_str().unwrap()]);
 }
 
 const KERNELS: &str = "ggml-patches/files/ggml/src/ggml-cpu";

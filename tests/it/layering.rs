@@ -9,7 +9,7 @@ const FLOORS: &[&[&str]] = &[
     &["util"],
     &["math"],
     &["tcq"],
-    &["gguf", "llama"],
+    &["device", "gguf", "llama"],
     &["model"],
     &["corpus"],
     &["calib"],

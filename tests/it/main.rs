@@ -28,6 +28,7 @@ mod corpus;
 #[cfg(feature = "download")]
 mod corpus_http;
 mod determinism;
+mod device;
 mod device_code;
 #[cfg(feature = "llama")]
 mod eval;

@@ -36,7 +36,7 @@ fn converted(source: &Source, output: &Path, keys: impl FnOnce(&mut Metadata)) -
     let mut metadata = output_metadata(source, &plan, &BTreeMap::new(), &provenance);
     keys(&mut metadata);
     let (codes, transforms) = (Codes::Nearest, &BTreeMap::new());
-    let job = Job { source, plan: &plan, transforms, codec: codec(), codes, statistics: None, metadata };
+    let job = Job { source, plan: &plan, transforms, codec: codec(), device: None, codes, statistics: None, metadata };
     let target = Target { path: output.to_path_buf(), force: true, sharding: Sharding::Single };
     convert(&job, &target, &NoProgress).unwrap();
     Source::open(output).unwrap()

@@ -342,7 +342,8 @@ fn convert_with(source: &Source, output: &Path, moments: &dyn SecondMoments, mem
     let (damp, act_order, noise, sequential) = (0.01, true, None, None);
     let codes = Codes::Gptq(Compensation { moments, rounding, damp, act_order, noise, memory, sequential });
     let codec = Codec::new(Encoder::Default);
-    let job = Job { source, plan: &plan, transforms: &transforms, codec, codes, statistics: None, metadata };
+    let job =
+        Job { source, plan: &plan, transforms: &transforms, codec, device: None, codes, statistics: None, metadata };
     let target = Target { path: output.to_path_buf(), force: false, sharding: Sharding::Single };
     let (_, cost) = compensation_cost(source, &plan, memory);
     let limits = compensation_limits(source, &plan, memory);

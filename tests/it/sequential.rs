@@ -173,7 +173,7 @@ fn gptq(ground: &Ground, moments: &Running, sequential: Option<Sequential<'_>>, 
         memory: 1 << 20,
         sequential,
     });
-    let job = Job { source, plan, transforms, codec: codec(), codes, statistics: None, metadata };
+    let job = Job { source, plan, transforms, codec: codec(), device: None, codes, statistics: None, metadata };
     let target = Target { path: output.to_path_buf(), force: true, sharding: Sharding::Single };
     convert(&job, &target, &NoProgress).unwrap();
 }

@@ -2,6 +2,7 @@
 
 mod analyze;
 mod datasets;
+mod device;
 mod evaluate;
 mod export;
 mod look;
@@ -14,6 +15,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub(crate) use self::analyze::{AnalyzeArgs, LookArgs};
 pub(crate) use self::datasets::{DatasetsArgs, DatasetsCommand};
+pub(crate) use self::device::{DeviceArgs, KernelsArgs, KernelsCommand, ToolkitArgs};
 pub(crate) use self::evaluate::{CompareArgs, EvalArgs};
 pub(crate) use self::export::{ChannelsArgs, ExportArgs, ExportWhat, RangesArgs, RowArgs, ScalesFromArgs};
 pub(crate) use self::look::{DiffArgs, InspectArgs, VerifyArgs};
@@ -90,6 +92,8 @@ pub(crate) enum Command {
     Compare(CompareArgs),
     /// Show what quantisation does to a model, layer by layer
     Analyze(Box<AnalyzeArgs>),
+    /// List, compile, check and measure the CUDA kernels
+    Kernels(KernelsArgs),
 }
 
 impl Command {

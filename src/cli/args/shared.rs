@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::device::DeviceArgs;
 use super::mixed::MixedArgs;
 use crate::cli::values::{ApplyArg, Compat, OrderArg, SalienceArg, ScalesArg, Size, TensorRule};
 use crate::gguf::GgmlType;
@@ -159,6 +160,8 @@ pub(crate) struct ProductionArgs {
     pub(crate) types: TypeArgs,
     #[command(flatten)]
     pub(crate) mixed: MixedArgs,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
     #[command(flatten)]
     pub(crate) out: OutputArgs,
 }

@@ -16,6 +16,7 @@ mod eval_text;
 pub(super) mod export;
 mod export_row;
 pub(super) mod inspect;
+pub(super) mod kernels;
 pub(super) mod merge;
 mod mixed;
 mod mixed_losses;

@@ -13,11 +13,13 @@ use super::mixed::{self, Choices, Mixed};
 use super::{mixed_losses, plan_text};
 use crate::calib::Statistics;
 use crate::cli::args::ProductionArgs;
+use crate::cli::device::{DeviceUse, choose};
 use crate::cli::{Outcome, Session, settings};
 use crate::convert::{
     CalibrationValue, Codes, Compensation, Consumption, Conversion, Converted, Job, Measure, MomentsUse, Noise,
     OutputError, Part, Provenance, SecondMoments, Sequential, TensorLoss, convert, convert_part, output_metadata,
 };
+use crate::device::TileEncoder;
 use crate::error::{Class, ConvertError, Result};
 use crate::gguf::{Plan, Source};
 use crate::math::Permutation;
@@ -81,6 +83,8 @@ struct Record<'a> {
     types: Option<&'a TypeChoices>,
     /// The inputs that were marked for another activation path, and why.
     act_aware: Option<&'a ActAware>,
+    /// What encoded the tiles.
+    device: &'a DeviceUse,
     /// What is known about the calibration text.
     text: Option<serde_json::Value>,
     /// Which part of the tensors was written, if not all were.
@@ -212,7 +216,18 @@ impl Production<'_> {
             mixed::marks(chosen).write(&mut metadata);
         }
         let transforms = &prepared.transforms;
-        let job = Job { source: self.source, plan, transforms, codec, codes, statistics, metadata };
+        let (gpu, device) = choose(self.session, &self.args.device, recipe.encoder)?;
+        let encoder = gpu.as_ref().map(|gpu| TileEncoder::new(gpu, recipe.encoder)).transpose()?;
+        let job = Job {
+            source: self.source,
+            plan,
+            transforms,
+            codec,
+            device: encoder.as_ref().map(|encoder| encoder as _),
+            codes,
+            statistics,
+            metadata,
+        };
         let target = settings::target(self.output, &self.args.out, self.source);
         let mut converted = match self.way {
             Way::Whole => convert(&job, &target, &self.session.progress)?,
@@ -236,13 +251,14 @@ impl Production<'_> {
             prepared: &prepared,
             types: types.as_ref(),
             act_aware: act_aware.as_ref(),
+            device: &device,
             text: statistics.and_then(super::statistics::composition),
             shard: if let Way::Part(shard) = self.way { Some(shard.to_string()) } else { None },
         };
         self.session.printer.record("convert", record);
         let fell_back = converted.losses.iter().flat_map(|loss| &loss.steps).any(StepRecord::fell_back);
         let narrowed = |loss: &TensorLoss| loss.moments.as_ref().is_some_and(MomentsUse::is_fallback);
-        let fell_back = fell_back || converted.losses.iter().any(narrowed);
+        let fell_back = fell_back || device.fell_back() || converted.losses.iter().any(narrowed);
         Ok(if self.args.types.strict && fell_back { Class::Strict.code() } else { 0 })
     }
 }
