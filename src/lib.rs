@@ -31,6 +31,8 @@ pub mod analysis;
 // floor 10
 pub mod report;
 // floor 11
+pub mod pipeline;
+// floor 12
 pub mod cli;
 
 pub use error::{Class, Error, Result};

@@ -7,6 +7,7 @@ mod device;
 mod openmp;
 mod printer;
 mod progress;
+mod relay;
 mod settings;
 mod table;
 mod values;
@@ -22,6 +23,7 @@ use self::printer::Printer;
 use self::progress::TerminalProgress;
 use crate::error::{Class, Error};
 use crate::llama::check_cpu;
+use crate::pipeline::child::end_with_parent;
 use crate::tcq::{Codec, Encoder};
 use crate::util::interrupt::Interrupt;
 
@@ -52,13 +54,16 @@ impl Session {
 
 /// Runs the program and says how it ended.
 pub fn main() -> ExitCode {
-    match run() {
-        Ok(class) => ExitCode::from(class),
+    end_with_parent();
+    let code = match run() {
+        Ok(class) => class,
         Err(error) => {
             Printer::error(&error);
-            ExitCode::from(exit_class(&error).code())
+            exit_class(&error).code()
         }
-    }
+    };
+    relay::peak();
+    ExitCode::from(code)
 }
 
 fn run() -> Outcome {
@@ -90,6 +95,7 @@ fn dispatch(session: &Session, command: Command) -> Outcome {
         Command::Export(args) => commands::export::run(session, &args),
         Command::Compare(args) => commands::compare::run(session, &args),
         Command::Analyze(args) => commands::analyze::run(session, &args),
+        Command::Batch(args) => commands::batch::run(session, &args),
         Command::Kernels(args) => commands::kernels::run(session, &args),
     }
 }

@@ -5,6 +5,8 @@ use std::io::{IsTerminal, Write};
 
 use serde::Serialize;
 
+use super::relay;
+
 /// The version of the JSON records on stdout; it grows when a field changes its meaning or goes away.
 pub(crate) const RECORD_VERSION: u32 = 1;
 
@@ -63,8 +65,12 @@ impl Printer {
 
     /// Prints an error with its causes and its remedy; nothing silences it.
     pub(crate) fn error(error: &anyhow::Error) {
+        let ours = error.chain().find_map(|e| e.downcast_ref::<crate::Error>());
+        if relay::error(&message(error), ours.is_some_and(crate::Error::is_transient)) {
+            return;
+        }
         eprintln!("error: {}", message(error));
-        let hint = error.chain().find_map(|e| e.downcast_ref::<crate::Error>()).and_then(crate::Error::hint);
+        let hint = ours.and_then(crate::Error::hint);
         if let Some(hint) = hint {
             eprintln!("hint: {hint}");
         }

@@ -7,6 +7,7 @@ use std::time::Instant;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::printer::Printer;
+use super::relay;
 use crate::util::interrupt::Interrupt;
 use crate::util::progress::{Progress, Unit};
 use crate::util::units::Elapsed;
@@ -22,6 +23,7 @@ struct Phase {
     label: String,
     bar: ProgressBar,
     started: Instant,
+    told: Instant,
 }
 
 impl TerminalProgress {
@@ -43,6 +45,9 @@ impl TerminalProgress {
 
     fn finish(&self, phase: &Phase) {
         phase.bar.finish_and_clear();
+        if relay::end(phase.started.elapsed()) {
+            return;
+        }
         if self.printer.is_talkative() {
             eprintln!("{:>12} done in {}", phase.label, Elapsed(phase.started.elapsed()));
         }
@@ -55,17 +60,19 @@ impl Progress for TerminalProgress {
         let bar = if self.printer.draws_bars() { ProgressBar::new(total) } else { ProgressBar::hidden() };
         bar.set_style(Self::style(unit));
         bar.set_message(label.to_string());
-        let phase = Phase { label: label.to_string(), bar, started: Instant::now() };
+        relay::begin(label, total, unit);
+        let phase = Phase { label: label.to_string(), bar, started: Instant::now(), told: Instant::now() };
         if let Ok(mut slot) = self.phase.lock() {
             *slot = Some(phase);
         }
     }
 
     fn advance(&self, amount: u64) {
-        if let Ok(phase) = self.phase.lock()
-            && let Some(phase) = phase.as_ref()
+        if let Ok(mut phase) = self.phase.lock()
+            && let Some(phase) = phase.as_mut()
         {
             phase.bar.inc(amount);
+            relay::at(phase.bar.position(), &mut phase.told);
         }
     }
 
@@ -78,7 +85,7 @@ impl Progress for TerminalProgress {
     }
 
     fn note(&self, message: &str) {
-        if !self.printer.is_talkative() {
+        if relay::note(message) || !self.printer.is_talkative() {
             return;
         }
         let bar = self.phase.lock().ok().and_then(|phase| phase.as_ref().map(|p| p.bar.clone()));

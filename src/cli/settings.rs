@@ -34,18 +34,20 @@ pub(super) struct Choices<'a> {
     pub(super) sequential: Option<&'a SequentialArgs>,
     pub(super) production: Option<&'a ProductionArgs>,
     pub(super) samples: Option<u32>,
+    /// Whether statistics are measured and kept in a file.
+    pub(super) keeps_statistics: bool,
 }
 
 impl<'a> Choices<'a> {
     /// Those of a command that takes no others.
     pub(super) fn of(method: &'a MethodArgs) -> Self {
-        Self { method, rounding: None, sequential: None, production: None, samples: None }
+        Self { method, rounding: None, sequential: None, production: None, samples: None, keeps_statistics: false }
     }
 }
 
 /// What the command line says of the recipe.
 fn changes(choices: &Choices<'_>) -> Changes {
-    let Choices { method, rounding, sequential, production, samples } = *choices;
+    let Choices { method, rounding, sequential, production, samples, .. } = *choices;
     let of_rounding = rounding.map(|rounding| Changes {
         preset: rounding.preset.map(Into::into),
         rounding: rounding.rounding.map(Into::into),
@@ -126,10 +128,12 @@ pub(super) fn recipe(choices: &Choices<'_>, setting: Setting) -> Result<Recipe> 
             hint: Some("pass --rounding gptq or --rounding nearest".into()),
         });
     }
-    let sequel = choices.sequential.is_some_and(|sequential| sequential.resume || sequential.layer_batch.is_some());
+    let sequel = choices
+        .sequential
+        .is_some_and(|sequential| (sequential.resume && !choices.keeps_statistics) || sequential.layer_batch.is_some());
     if sequel && !recipe.sequential {
         return Err(Error::Usage {
-            message: "--resume and --layer-batch are of --sequential".into(),
+            message: "--layer-batch is of --sequential, and --resume of --sequential or --stats".into(),
             hint: Some("add --sequential, or leave them out".into()),
         });
     }

@@ -17,6 +17,7 @@ mod metadata;
 mod parts;
 mod plan;
 mod record;
+mod rows;
 mod run;
 pub mod sensitivities;
 mod sequential;

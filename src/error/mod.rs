@@ -16,6 +16,7 @@ mod model;
 mod moments;
 mod ops;
 pub(crate) mod parts;
+mod pipeline;
 mod recipe;
 mod report;
 
@@ -36,6 +37,7 @@ pub use model::ModelError;
 pub use moments::MomentsError;
 pub use ops::OpsError;
 pub use parts::PartsError;
+pub use pipeline::PipelineError;
 pub use recipe::RecipeError;
 pub use report::ReportError;
 
@@ -125,6 +127,9 @@ pub enum Error {
     /// A recipe cannot be followed.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
+    /// A batch cannot be run, or a job of one failed.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
     /// A GPU is not there, or refused something.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -176,12 +181,33 @@ impl Error {
             Error::Export(error) => error.class(),
             Error::Mixed(error) => error.class(),
             Error::Recipe(error) => error.class(),
+            Error::Pipeline(error) => error.class(),
             Error::Device(error) => error.class(),
             Error::Llama(error) => error.class(),
             Error::Ops(error) => error.class(),
             Error::Report(_) => Class::Failed,
             Error::Usage { .. } => Class::Usage,
             Error::Interrupted => Class::Interrupted,
+        }
+    }
+
+    /// Whether a second try may pass without anything being changed: the network, a full disk, another run at the same file.
+    pub fn is_transient(&self) -> bool {
+        use io::ErrorKind as Kind;
+        match self {
+            Error::Io { source, .. } => matches!(
+                source.kind(),
+                Kind::StorageFull
+                    | Kind::Interrupted
+                    | Kind::TimedOut
+                    | Kind::WouldBlock
+                    | Kind::ResourceBusy
+                    | Kind::StaleNetworkFileHandle
+            ),
+            Error::Model(ModelError::OutputBusy { .. }) | Error::Corpus(CorpusError::Transport { .. }) => true,
+            Error::Corpus(CorpusError::Status { status, .. }) => matches!(status, 408 | 429 | 500..),
+            Error::Pipeline(error) => error.is_transient(),
+            _ => false,
         }
     }
 
@@ -209,6 +235,7 @@ impl Error {
             Error::Export(error) => error.hint(),
             Error::Mixed(error) => error.hint(),
             Error::Recipe(error) => error.hint(),
+            Error::Pipeline(error) => error.hint(),
             Error::Device(error) => error.hint(),
             Error::Llama(error) => error.hint(),
             Error::Ops(error) => error.hint(),

@@ -17,6 +17,7 @@ const FLOORS: &[&[&str]] = &[
     &["convert", "eval", "inspect"],
     &["analysis"],
     &["report"],
+    &["pipeline"],
     &["cli"],
 ];
 

@@ -3,6 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod analysis;
+#[cfg(feature = "llama")]
+mod batch;
+#[cfg(all(feature = "hub", feature = "download"))]
+mod batch_hub;
 mod browser;
 mod calib;
 mod calibration_ops;

@@ -33,10 +33,18 @@ fn changed() -> Vec<String> {
     all
 }
 
+/// The platform of this build: packages of others may not be at hand.
+fn host() -> String {
+    let told = Command::new("rustc").arg("-vV").output().unwrap();
+    let told = String::from_utf8(told.stdout).unwrap();
+    told.lines().find_map(|line| line.strip_prefix("host: ")).unwrap().to_owned()
+}
+
 /// Copies what the series changes out of the tree that the crate compiles.
 fn copied_tree(dir: &Dir) -> PathBuf {
     let metadata = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--offline", "--locked", "--manifest-path"])
+        .args(["metadata", "--format-version", "1", "--offline", "--locked", "--filter-platform", &host()])
+        .arg("--manifest-path")
         .arg(repository("Cargo.toml"))
         .output()
         .unwrap();

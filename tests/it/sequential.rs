@@ -349,10 +349,13 @@ fn a_checkpoint_of_something_else_is_refused() {
     assert_eq!(dir.read("out.gguf.partial"), b"mine");
     for (line, message) in [
         ("convert MODEL -o x.gguf --sequential", "error: --sequential measures what only GPTQ rounds by"),
-        ("convert MODEL -o x.gguf --resume", "error: --resume and --layer-batch are of --sequential"),
+        (
+            "convert MODEL -o x.gguf --resume",
+            "error: --layer-batch is of --sequential, and --resume of --sequential or --stats",
+        ),
         (
             "convert MODEL -o x.gguf --preset best --layer-batch 2",
-            "error: --resume and --layer-batch are of --sequential",
+            "error: --layer-batch is of --sequential, and --resume of --sequential or --stats",
         ),
     ] {
         dir.tcq4(line).fails_like(2, message);

@@ -1,6 +1,7 @@
 //! The command line as the user types it. Nothing is looked up or opened here; `settings.rs` resolves what is left open.
 
 mod analyze;
+mod batch;
 mod datasets;
 mod device;
 mod evaluate;
@@ -14,6 +15,7 @@ mod shared;
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use self::analyze::{AnalyzeArgs, LookArgs};
+pub(crate) use self::batch::BatchArgs;
 pub(crate) use self::datasets::{DatasetsArgs, DatasetsCommand};
 pub(crate) use self::device::{DeviceArgs, KernelsArgs, KernelsCommand, ToolkitArgs};
 pub(crate) use self::evaluate::{CompareArgs, EvalArgs};
@@ -92,6 +94,8 @@ pub(crate) enum Command {
     Compare(CompareArgs),
     /// Show what quantisation does to a model, layer by layer
     Analyze(Box<AnalyzeArgs>),
+    /// Run many conversions unattended: models and presets, gates, retries, reports; what is done is not done again
+    Batch(BatchArgs),
     /// List, compile, check and measure the CUDA kernels
     Kernels(KernelsArgs),
 }
@@ -101,6 +105,7 @@ impl Command {
     pub(crate) fn runs_a_model(&self) -> bool {
         match self {
             Command::Convert(_) | Command::Calibrate(_) | Command::Eval(_) | Command::Compare(_) => true,
+            Command::Batch(args) => args.timed,
             Command::Analyze(args) => !args.calibration.calibration.is_empty(),
             _ => false,
         }

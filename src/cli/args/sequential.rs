@@ -13,7 +13,8 @@ pub(crate) struct SequentialArgs {
     /// Blocks of a batch [default: as many as fit into --memory, but no more than make eight batches]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) layer_batch: Option<u32>,
-    /// Go on with a sequential conversion that was interrupted; the result is the same
+    /// Go on with a conversion that was interrupted, the result is the same: with --sequential after the last batch that was done, with --stats
+    /// after the last chunk of text that was kept
     #[arg(long)]
     pub(crate) resume: bool,
 }

@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::time::Instant;
 
-use super::effort::{TextPasses, Times};
+use super::effort::{Effort, TextPasses, Times};
+use super::mixed;
 use super::moments::{self, Kept, Moments};
-use super::produce::{Evidence, Production, Way, print_recipe};
+use super::produce::{Evidence, Production, Way, print_recipe, refuse_substitutions};
 use super::statistics::{self, Keep, Run};
 use crate::calib::Statistics;
 use crate::cli::args::ConvertArgs;
@@ -23,14 +24,7 @@ use crate::quant::{Needs, Recipe};
 pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
     let source = Source::open(&args.model)?;
     let method = &args.production.method;
-    let choices = Choices {
-        method,
-        rounding: Some(&args.rounding),
-        sequential: Some(&args.sequential),
-        production: Some(&args.production),
-        samples: args.calibration.samples,
-    };
-    let recipe = settings::recipe(&choices, Setting::of(&source, true))?;
+    let recipe = settings::recipe(&choices_of(args), Setting::of(&source, true))?;
     let Some(output) = args.output.as_deref().filter(|_| !args.production.out.print_recipe) else {
         print_recipe(session, &recipe);
         return Ok(0);
@@ -73,6 +67,7 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
     let (statistics, moments) = work.measure(&run, &plan)?;
     if let Some(path) = &args.stats {
         statistics::save(path, &statistics, args.production.out.force, &source)?;
+        work.keep().forget()?;
     }
     let statistics_file = args.stats.as_ref().map(|path| path.display().to_string());
     let sequential = work.sequential(&run, (&plan, output));
@@ -80,6 +75,51 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
     let evidence =
         Evidence { statistics: Some(statistics), statistics_file, orders: None, moments, sequential, run: Some(&run) };
     production.finish(&plan, evidence)
+}
+
+fn choices_of(args: &ConvertArgs) -> Choices<'_> {
+    Choices {
+        method: &args.production.method,
+        rounding: Some(&args.rounding),
+        // With statistics kept, an interrupted run of the text can go on, whatever comes after it.
+        keeps_statistics: args.stats.is_some(),
+        sequential: Some(&args.sequential),
+        production: Some(&args.production),
+        samples: args.calibration.samples,
+    }
+}
+
+/// What a conversion will take, found out without writing anything.
+pub(super) struct Outlook {
+    pub(super) source: Source,
+    pub(super) recipe: Recipe,
+    pub(super) plan: Conversion,
+    pub(super) effort: Effort,
+    /// Whether text runs through the model.
+    pub(super) runs_text: bool,
+}
+
+/// Refuses what can be refused before any work, and says what the work takes.
+pub(super) fn outlook(session: &Session, args: &ConvertArgs, timed: bool) -> Result<Outlook> {
+    let source = Source::open(&args.model)?;
+    let recipe = settings::recipe(&choices_of(args), Setting::of(&source, true))?;
+    mixed::check(&args.production, &recipe)?;
+    let plan = Conversion::new(&source, &settings::plan_settings(&args.production.types, &recipe))?;
+    if let Some(output) = &args.output {
+        mixed::check_plan(&args.production, &recipe, &source, (output.as_path(), &plan))?;
+    }
+    plan.check_encoders()?;
+    if args.production.types.strict {
+        refuse_substitutions(&source, &plan)?;
+    }
+    let specs = data::sources(&args.calibration.calibration)?;
+    let work = Work { session, source: &source, args, specs: &specs, recipe: &recipe };
+    let mut effort = Effort::new(&source, &plan, &recipe, work.text());
+    if timed {
+        effort.times = Some(work.times(&plan)?);
+    }
+    let runs_text = work.text().is_some();
+    Ok(Outlook { source, recipe, plan, effort, runs_text })
 }
 
 fn as_dyn<'m>(moments: &'m Moments<'_>) -> &'m dyn SecondMoments {
@@ -144,9 +184,18 @@ impl<'a> Work<'a> {
         let rows = self.recipe.needs().covers(Needs::ROWS) || self.args.stats.is_some() || self.recipe.mixes();
         let Recipe { samples, activations, encoder, sequential, .. } = *self.recipe;
         let behind = if sequential { Some((activations, self.session.codec(encoder)?)) } else { None };
-        let (text, keep) = (&self.args.calibration, Keep::in_memory());
+        let text = &self.args.calibration;
+        let keep = self.keep();
         let run = Run::open(self.session, self.source, text, self.specs, samples, &keep, behind)?;
         Ok(if rows { run } else { run.without_rows() })
+    }
+
+    /// An interrupted run of the text goes on where its statistics are kept, if that is wanted.
+    fn keep(&self) -> Keep {
+        match &self.args.stats {
+            Some(path) if self.args.sequential.resume => Keep::beside(path, true),
+            _ => Keep::in_memory(),
+        }
     }
 
     /// Where a sequential conversion keeps what is done.

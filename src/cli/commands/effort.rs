@@ -80,6 +80,17 @@ impl Effort {
         }
     }
 
+    /// Bytes of memory besides the model, which is mapped.
+    pub(super) fn memory(&self) -> u64 {
+        self.memory.second_moments + self.memory.work
+    }
+
+    /// Seconds of everything, where a sample was timed.
+    pub(super) fn seconds(&self) -> Option<f64> {
+        let Times { text_seconds, encoding } = self.times?;
+        Some(text_seconds + encoding.encode_seconds + encoding.round_seconds)
+    }
+
     /// The lines below the sums of the plan.
     pub(super) fn lines(&self) -> String {
         let Memory { weights_mapped, second_moments, work } = self.memory;

@@ -3,6 +3,10 @@
 pub(super) mod analyze;
 mod analyze_output;
 mod analyze_text;
+pub(super) mod batch;
+mod batch_lines;
+mod batch_report;
+mod batch_text;
 pub(super) mod calibrate;
 pub(super) mod compare;
 mod compare_text;
@@ -10,6 +14,7 @@ pub(super) mod convert;
 pub(super) mod datasets;
 pub(super) mod dequantize;
 pub(super) mod diff;
+mod done_text;
 mod effort;
 pub(super) mod eval;
 mod eval_text;
