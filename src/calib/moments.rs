@@ -54,26 +54,31 @@ pub(super) fn accumulate(stats: &mut ChannelSums, matrix: usize, data: &[f32], o
         .min()
 }
 
+/// Adds numbers to the sums of their columns.
+fn add(sums: &mut [ExactSum], values: &[f64]) {
+    for (sum, value) in sums.iter_mut().zip(values) {
+        sum.add(*value);
+    }
+}
+
 impl Tile<'_> {
     fn add(&mut self, data: &[f32], offsets: &[usize]) {
         let width = self.abs_max.len();
-        let mut all = [[0.0f64; TILE]; 3];
+        let [mut sum, mut sum_abs, mut sum_sq] = [[0.0f64; TILE]; 3];
         for block in offsets.chunks(BLOCK) {
             let sums = self.block(data, block);
             for j in 0..width {
                 self.min[j] = self.min[j].min(sums.min[j]);
                 self.max[j] = self.max[j].max(sums.max[j]);
                 self.abs_max[j] = self.abs_max[j].max(sums.max[j]).max(-sums.min[j]);
-                all[0][j] += f64::from(sums.sum[j]);
-                all[1][j] += f64::from(sums.sum_abs[j]);
-                all[2][j] += f64::from(sums.sum_sq[j]);
+                sum[j] += f64::from(sums.sum[j]);
+                sum_abs[j] += f64::from(sums.sum_abs[j]);
+                sum_sq[j] += f64::from(sums.sum_sq[j]);
             }
         }
-        for j in 0..width {
-            self.sum[j].add(all[0][j]);
-            self.sum_abs[j].add(all[1][j]);
-            self.sum_sq[j].add(all[2][j]);
-        }
+        add(self.sum, &sum);
+        add(self.sum_abs, &sum_abs);
+        add(self.sum_sq, &sum_sq);
     }
 
     fn block(&self, data: &[f32], block: &[usize]) -> Sums {

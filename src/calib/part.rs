@@ -97,7 +97,7 @@ impl StatisticsPart {
             all.check_same(both, &part)?;
             let shard = part.origin.shard;
             if let Some((_, other)) = seen.iter().find(|(index, _)| *index == shard.index) {
-                let (path, other, shard) = (path.clone(), other.to_path_buf(), shard.to_string());
+                let (path, other, shard) = (path.clone(), (*other).clone(), shard.to_string());
                 return Err(PartsError::Double { path, other, shard }.into());
             }
             seen.push((shard.index, path));
@@ -170,6 +170,7 @@ impl StatisticsPart {
 }
 
 fn another(first: &Path, path: &Path, what: &str, expected: String, found: String) -> PartsError {
+    let (expected, found) = (expected.into(), found.into());
     PartsError::Another { path: path.into(), first: first.into(), what: what.into(), expected, found }
 }
 
@@ -179,7 +180,9 @@ fn interleaved((a, turns): (&SampleRows, &mut Vec<u32>), (b, others): (&SampleRo
     let mut rows: Vec<(u32, (u32, &[f32]))> = rows.map(|(row, &turn)| (turn, row)).collect();
     rows.sort_by_key(|(turn, _)| *turn);
     let mut all = SampleRows { columns: a.columns, ..SampleRows::default() };
-    rows.iter().for_each(|(_, (matrix, row))| all.push(*matrix, row));
+    for (_, (matrix, row)) in &rows {
+        all.push(*matrix, row);
+    }
     *turns = rows.iter().map(|(turn, _)| *turn).collect();
     all
 }
@@ -246,7 +249,7 @@ mod tests {
             error.replace(&format!("{}/", dir.path().display()), "")
         };
         let (first, second) = (part(0, 2), part(1, 2));
-        assert_eq!(message(&[second.clone()]), "0.part: expected 2 parts, got 1: missing 1/2");
+        assert_eq!(message(std::slice::from_ref(&second)), "0.part: expected 2 parts, got 1: missing 1/2");
         assert_eq!(message(&[first.clone(), first.clone()]), "1.part: part 1/2 is 0.part too");
         let like = |change: fn(&mut Origin)| {
             let mut other = second.clone();

@@ -80,9 +80,10 @@ fn open(path: &Path) -> Result<Opened> {
 fn check_same(first: &Opened, part: &Opened) -> Result<(), PartsError> {
     let differ = |what: &str, expected: String, found: String| {
         let (path, first) = (part.file.path().to_path_buf(), first.file.path().to_path_buf());
-        PartsError::Another { path, first, what: what.to_owned(), expected, found }
+        PartsError::Another { path, first, what: what.into(), expected: expected.into(), found: found.into() }
     };
-    let text = |part: &Opened, key| part.file.metadata().get_str(key).map_or("none".into(), |text| text.into_owned());
+    let text =
+        |part: &Opened, key| part.file.metadata().get_str(key).map_or("none".into(), std::borrow::Cow::into_owned);
     let facts = |part: &Opened| {
         [
             ("version", part.says.version.clone()),

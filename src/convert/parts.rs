@@ -42,7 +42,9 @@ impl Part {
         let bytes = |tensors: &[usize]| tensors.iter().map(|&at| plan.tensors[at].source_bytes).sum::<u64>();
         let mut loads = vec![(0, 0); shard.count as usize];
         let mut tensors = deal(coded, bytes, &mut loads, shard.index as usize);
-        loads.iter_mut().for_each(|load| load.0 = 0);
+        for load in &mut loads {
+            load.0 = 0;
+        }
         tensors.extend(deal(others.into_iter().map(|at| vec![at]).collect(), bytes, &mut loads, shard.index as usize));
         tensors.sort_unstable();
         Self { shard, tensors }

@@ -90,7 +90,7 @@ impl<'a> Rows<'a> {
         let importances = job.plan.tensors.iter().zip(&transforms);
         let importances = importances.map(|(planned, transform)| importances_of(job, planned, transform.as_deref()));
         let (importances, own) = (importances.collect(), &part.tensors[..]);
-        Self { job, plan, units, importances, transforms, writer, own, left }
+        Self { job, plan, units, transforms, importances, writer, own, left }
     }
 
     pub(super) fn tensor(&self, unit: &RowUnit) -> &'a TensorInfo {

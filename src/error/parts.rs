@@ -44,11 +44,11 @@ pub enum PartsError {
         /// The first file.
         first: PathBuf,
         /// What differs.
-        what: String,
+        what: Box<str>,
         /// What the first has.
-        expected: String,
+        expected: Box<str>,
         /// What this one has.
-        found: String,
+        found: Box<str>,
     },
     /// A part is given twice.
     #[error("{}: part {shard} is {} too", path.display(), other.display())]
