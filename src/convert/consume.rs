@@ -12,10 +12,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::keys::{KEY_SOURCE, hash_key, permutations_of};
+use super::keys::{hash_key, permutations_of};
 use super::merge_parts::merge_parts;
 use super::parts::{Description, Part, is_own};
 use super::run::{Converted, Job, Target, convert_part_of};
+use super::source_hashes::SourceHashes;
 use super::{Conversion, record};
 use crate::calib::store::{fingerprint, sampled};
 use crate::error::{ConvertError, Error, Result};
@@ -30,8 +31,8 @@ use crate::util::shard::Shard;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Known {
-    sha256: String,
     fingerprint: String,
+    hashes: SourceHashes,
 }
 
 /// A source that is given up shard by shard, and the folder that takes its place on the way.
@@ -48,17 +49,13 @@ impl Consumption {
     /// # Errors
     /// What [`Source::open`] refuses; a model in one file, and files that are not the only name of their bytes.
     pub fn open(path: &Path, output: &Path) -> Result<(Source, Self)> {
-        let refuse = |path: &Path, what: &str| ConvertError::NotConsumable { path: path.into(), what: what.into() };
-        let Some(name) = ShardName::parse(path).filter(|name| name.count > 1) else {
-            return Err(refuse(path, "it is no shard of several").into());
-        };
-        let shards: Vec<PathBuf> =
-            (1..=name.count.min(crate::gguf::limits::MAX_SHARDS)).map(|n| name.path(n)).collect();
+        let this = Self::new(path, output)?;
+        let shards = &this.shards;
         let present = |shard: &PathBuf| {
             let rest = given_up(shard);
             if !shard.exists() && rest.exists() { rest } else { shard.clone() }
         };
-        for shard in &shards {
+        for shard in shards {
             match fs::symlink_metadata(shard) {
                 Ok(kind) if !kind.is_file() => {
                     return Err(refuse(shard, "it is a link, and not the file itself").into());
@@ -72,13 +69,43 @@ impl Consumption {
         } else {
             Source::open_files(&shards.iter().map(present).collect::<Vec<_>>())?
         };
+        Ok((source, this))
+    }
+
+    fn new(path: &Path, output: &Path) -> Result<Self> {
+        let Some(name) = ShardName::parse(path).filter(|name| name.count > 1) else {
+            return Err(refuse(path, "it is no shard of several").into());
+        };
+        let shards = (1..=name.count.min(crate::gguf::limits::MAX_SHARDS)).map(|n| name.path(n)).collect();
         let mut folder = output.as_os_str().to_os_string();
         folder.push(".partial");
-        Ok((source, Self { folder: folder.into(), shards }))
+        Ok(Self { folder: folder.into(), shards })
+    }
+
+    /// Removes what a run that was stopped after its output was complete has left behind; tells whether there was such a run.
+    ///
+    /// # Errors
+    /// A model in one file; files that cannot be removed.
+    pub fn clean_up(path: &Path, output: &Path) -> Result<bool> {
+        let this = Self::new(path, output)?;
+        let finished = this.finished_file().exists();
+        if finished {
+            this.forget()?;
+        }
+        Ok(finished)
     }
 
     fn part_file(&self, index: usize) -> PathBuf {
         self.folder.join(format!("part-{:05}", index + 1))
+    }
+
+    fn parts(&self) -> impl Iterator<Item = PathBuf> {
+        (0..self.shards.len()).map(|index| self.part_file(index))
+    }
+
+    /// There from the moment on when the output is complete, until all else is removed.
+    fn finished_file(&self) -> PathBuf {
+        self.folder.join("finished")
     }
 
     fn known_file(&self) -> PathBuf {
@@ -90,7 +117,7 @@ impl Consumption {
     /// # Errors
     /// A part that is damaged.
     pub fn transforms(&self, source: &Source) -> Result<Option<BTreeMap<String, Transform>>> {
-        let Some(part) = (0..self.shards.len()).map(|index| self.part_file(index)).find(|part| part.exists()) else {
+        let Some(part) = self.parts().find(|part| part.exists()) else {
             return Ok(None);
         };
         let part = Source::open(&part)?;
@@ -124,15 +151,15 @@ impl Consumption {
                 self.check_part(&path, job, (&part, target))?;
             } else {
                 let target = Target { path, force: false, sharding: target.sharding.clone() };
-                losses.extend(convert_part_of(job, &target, &part, Some(&known.sha256), progress)?.losses);
+                losses.extend(convert_part_of(job, &target, &part, Some(&known.hashes), progress)?.losses);
             }
             give_up(job.source, (index, shard.as_path()))?;
         }
-        let parts: Vec<PathBuf> = (0..self.shards.len()).map(|index| self.part_file(index)).collect();
-        let merged = merge_parts(&parts, &target.path, target.force, progress)?;
-        self.forget(&parts)?;
+        let force = target.force || self.has_made(&target.path);
+        let merged = merge_parts(&self.parts().collect::<Vec<_>>(), &target.path, force, progress)?;
+        self.forget()?;
         let (outputs, bytes) = (merged.outputs, merged.bytes);
-        Ok(Converted { outputs, bytes, source_sha256: merged.source_sha256, losses })
+        Ok(Converted { outputs, bytes, source_sha256: Some(merged.source_sha256), losses })
     }
 
     /// What is known of the source: found out by the first run, checked by those after it.
@@ -145,8 +172,7 @@ impl Consumption {
                     self.refuse("shards of the source are deleted, and what was made of them is not here".into())
                 );
             }
-            let sha256 = source.sha256(progress)?;
-            let known = Known { sha256, fingerprint };
+            let known = Known { fingerprint, hashes: SourceHashes::all(source, progress)? };
             let json = serde_json::to_vec(&known).map_err(|e| Error::io(&path, "write")(e.into()))?;
             atomic_file::write(&path, false, &[], &json)?;
             return Ok(known);
@@ -173,7 +199,7 @@ impl Consumption {
         let mut expected = job.metadata.clone();
         part.describe(&mut expected, &job.plan.specs(), &target.sharding);
         let hashes: BTreeSet<String> = job.plan.tensors.iter().map(|tensor| hash_key(&tensor.name)).collect();
-        let compared = |key: &&str| !is_own(key) && *key != KEY_SOURCE && !hashes.contains(*key) && !is_layout(key);
+        let compared = |key: &&str| !is_own(key) && !hashes.contains(*key) && !is_layout(key);
         let found = file.metadata();
         let odd = expected.keys().chain(found.keys()).filter(compared);
         match odd.into_iter().find(|key| expected.payload(key) != found.payload(key)) {
@@ -194,10 +220,26 @@ impl Consumption {
         Err(self.refuse("it was made with other options: the types of tensors differ".into()))
     }
 
-    /// Removes everything that stood in for the source.
-    fn forget(&self, parts: &[PathBuf]) -> Result<()> {
-        let known = self.known_file();
-        for path in self.shards.iter().map(|shard| given_up(shard)).chain(parts.iter().cloned()).chain([known]) {
+    /// Whether the file at `output` is what an interrupted run has put together of the parts that are here.
+    pub fn has_made(&self, output: &Path) -> bool {
+        let Ok(output) = Source::open(output) else { return false };
+        self.parts().all(|part| {
+            let Ok(part) = Source::open(&part) else { return false };
+            part.tensors().iter().map(|tensor| hash_key(&tensor.name)).all(|key| {
+                let (made, found) = (part.metadata().get_str(&key), output.metadata().get_str(&key));
+                made.is_some() && made == found
+            })
+        })
+    }
+
+    /// Removes everything that stood in for the source; what is left of it after an interruption, [`Consumption::clean_up`] removes.
+    fn forget(&self) -> Result<()> {
+        let (known, finished) = (self.known_file(), self.finished_file());
+        match fs::rename(&known, &finished) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::io(&known, "rename")(error)),
+            _ => sync_folder(&finished)?,
+        }
+        for path in self.shards.iter().map(|shard| given_up(shard)).chain(self.parts()).chain([finished]) {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::io(&path, "remove")(error)),
                 _ => (),
@@ -208,6 +250,10 @@ impl Consumption {
             removed => removed.map_err(Error::io(&self.folder, "remove")),
         }
     }
+}
+
+fn refuse(path: &Path, what: &str) -> ConvertError {
+    ConvertError::NotConsumable { path: path.into(), what: what.into() }
 }
 
 /// Whether a key is only about where tensors lie.

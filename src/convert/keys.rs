@@ -17,7 +17,7 @@ pub(super) const KEY_REORDER: &str = "tcq4.reorder.enabled";
 pub(super) const KEY_ENCODER: &str = "tcq4.encoder";
 /// `tcq4.recipe`: string, JSON of the settings that made the file.
 pub(super) const KEY_RECIPE: &str = "tcq4.recipe";
-/// `tcq4.source.sha256`: string, SHA-256 of the source file (of all shards in order).
+/// `tcq4.source.sha256`: string, SHA-256 of the source file (of all shards in order); zeros in parts other than the first.
 pub(super) const KEY_SOURCE: &str = "tcq4.source.sha256";
 
 /// The key of a tensor's permutation: i32 array, one entry a column.

@@ -1,6 +1,6 @@
 //! Puts the parts of a conversion together: the bytes that one run on one machine would have written. Encodes nothing, and trusts no part.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -25,7 +25,7 @@ pub struct MergedParts {
     pub parts: usize,
     /// Tensors of the model.
     pub tensors: usize,
-    /// SHA-256 of the source that all parts were made from.
+    /// SHA-256 of the source that all parts were made from, as the first part has read it.
     pub source_sha256: String,
 }
 
@@ -49,7 +49,8 @@ pub fn merge_parts(paths: &[PathBuf], output: &Path, force: bool, progress: &dyn
     parts[1..].iter().try_for_each(|part| check_same(first, part))?;
     check_complete(&parts)?;
     let owners = owners(&parts)?;
-    let metadata = metadata(first, &owners);
+    check_source(&parts)?;
+    let metadata = metadata(head(&parts), &owners);
     let plan = plan(&parts, &owners, &metadata).map_err(|defect| defect.at(output))?;
     let inputs: Vec<&Path> = parts.iter().flat_map(|part| part.file.shards()).collect();
     let writer = Writer::create(output, &plan, force, &inputs)?;
@@ -87,7 +88,6 @@ fn check_same(first: &Opened, part: &Opened) -> Result<(), PartsError> {
     let facts = |part: &Opened| {
         [
             ("version", part.says.version.clone()),
-            ("source (SHA-256)", text(part, KEY_SOURCE)),
             ("recipe", text(part, KEY_RECIPE)),
             ("number of parts", part.says.shard.count.to_string()),
         ]
@@ -111,6 +111,29 @@ fn check_same(first: &Opened, part: &Opened) -> Result<(), PartsError> {
             Err(differ(&format!("value of `{key}`"), show(mine), show(theirs)))
         }
     }
+}
+
+/// The part that knows most of the source.
+fn head(parts: &[Opened]) -> &Opened {
+    parts.iter().min_by_key(|part| part.says.shard.index).unwrap_or(&parts[0])
+}
+
+/// Checks that every part was made of the source that the first part has read.
+fn check_source(parts: &[Opened]) -> Result<(), PartsError> {
+    let head = head(parts);
+    let known: BTreeMap<&String, &String> = head.says.tensors.iter().zip(&head.says.source).collect();
+    for part in parts.iter().filter(|part| part.says.shard.index != head.says.shard.index) {
+        for (tensor, found) in part.file.tensors().iter().zip(&part.says.source) {
+            let expected = known.get(&tensor.name).map_or("none", |hash| hash.as_str());
+            if expected != found {
+                let (path, first) = (part.file.path().into(), head.file.path().into());
+                let what = format!("source (XXH3 of `{}`)", tensor.name).into();
+                let (expected, found) = (expected.into(), found.as_str().into());
+                return Err(PartsError::Another { path, first, what, expected, found });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Checks that every part is there, once.

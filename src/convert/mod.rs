@@ -21,6 +21,7 @@ mod rows;
 mod run;
 pub mod sensitivities;
 mod sequential;
+mod source_hashes;
 mod steps;
 mod stripes;
 mod units;

@@ -6,7 +6,9 @@ use std::cmp::Reverse;
 use serde::{Deserialize, Serialize};
 
 use super::batches::inputs;
+use super::keys::KEY_SOURCE;
 use super::plan::Conversion;
+use super::source_hashes::DIGITS;
 use crate::error::PartsError;
 use crate::gguf::{Metadata, Sharding, Source, TensorSpec};
 use crate::util::shard::Shard;
@@ -17,6 +19,8 @@ const KEY_PART: &str = "tcq4.part";
 const KEY_VERSION: &str = "tcq4.part.version";
 /// `tcq4.part.sharding`: string, JSON of how the whole is divided into files.
 const KEY_SHARDING: &str = "tcq4.part.sharding";
+/// `tcq4.part.source`: array of strings, [`SourceHashes::tensors`]: of all tensors in the first part, of its own in any other.
+const KEY_SOURCE_TENSORS: &str = "tcq4.part.source";
 /// `tcq4.part.tensors`: array of strings, the tensors of the whole in their order.
 const KEY_TENSORS: &str = "tcq4.part.tensors";
 
@@ -58,7 +62,14 @@ impl Part {
         metadata.set(KEY_VERSION, env!("CARGO_PKG_VERSION"));
         metadata.set(KEY_SHARDING, json(serde_json::to_string(&Division::from(sharding))));
         metadata.set(KEY_TENSORS, &names[..]);
+        let hashed = if self.shard.index == 0 { specs.len() } else { self.tensors.len() };
+        set_source(metadata, &vec!["0".repeat(DIGITS); hashed]);
     }
+}
+
+/// Adds what a part knows of its source.
+pub(super) fn set_source(metadata: &mut Metadata, tensors: &[String]) {
+    metadata.set(KEY_SOURCE_TENSORS, tensors);
 }
 
 /// Deals items out, the largest first, each to the file that has least of their kind (or least of all); gives what comes to file `own`.
@@ -116,6 +127,8 @@ pub(super) struct Description {
     pub(super) version: String,
     pub(super) sharding: Sharding,
     pub(super) tensors: Vec<String>,
+    /// Hashes of the source: of all tensors if it is the first part, of its own else.
+    pub(super) source: Vec<String>,
 }
 
 /// Whether a file is a part of a converted model.
@@ -148,29 +161,31 @@ impl Description {
         let text = |key: &'static str| file.metadata().get_str(key).ok_or_else(|| refuse(key));
         let shard: Shard = serde_json::from_str(&text(KEY_PART)?).map_err(|_| refuse(KEY_PART))?;
         let sharding: Division = serde_json::from_str(&text(KEY_SHARDING)?).map_err(|_| refuse(KEY_SHARDING))?;
-        let tensors = file.metadata().get_array(KEY_TENSORS).and_then(|array| array.to_string_vec());
+        let texts = |key: &'static str| {
+            file.metadata().get_array(key).and_then(|array| array.to_string_vec()).ok_or_else(|| refuse(key))
+        };
+        let (tensors, source) = (texts(KEY_TENSORS)?, texts(KEY_SOURCE_TENSORS)?);
         if shard.index >= shard.count || shard.count > Shard::MOST {
             return Err(refuse(KEY_PART));
         }
-        Ok(Self {
-            shard,
-            version: text(KEY_VERSION)?.into_owned(),
-            sharding: sharding.into(),
-            tensors: tensors.ok_or_else(|| refuse(KEY_TENSORS))?,
-        })
+        let hashed = if shard.index == 0 { tensors.len() } else { file.tensors().len() };
+        if source.len() != hashed {
+            return Err(refuse(KEY_SOURCE_TENSORS));
+        }
+        Ok(Self { shard, version: text(KEY_VERSION)?.into_owned(), sharding: sharding.into(), tensors, source })
     }
 }
 
 /// Takes away what makes a file a part.
 pub(super) fn remove_description(metadata: &mut Metadata) {
-    for key in [KEY_PART, KEY_VERSION, KEY_SHARDING, KEY_TENSORS] {
+    for key in [KEY_PART, KEY_VERSION, KEY_SHARDING, KEY_SOURCE_TENSORS, KEY_TENSORS] {
         metadata.remove(key);
     }
 }
 
 /// Whether a key may differ between parts of one conversion, the hashes of tensors apart.
 pub(super) fn is_own(key: &str) -> bool {
-    key == KEY_PART
+    [KEY_PART, KEY_SOURCE_TENSORS, KEY_SOURCE].contains(&key)
 }
 
 #[cfg(test)]

@@ -12,9 +12,10 @@ use super::batches::MomentsUse;
 use super::compensate::{Codes, Compensation, OutputError, OutputSums};
 use super::hash::tensor_sha256;
 use super::keys::{KEY_SOURCE, hash_key};
-use super::parts::Part;
+use super::parts::{Part, set_source};
 use super::plan::{Conversion, PlannedTensor};
 use super::rows::{Rows, Used, Written, transform_of, write_units};
+use super::source_hashes::SourceHashes;
 use super::units::{RowUnit, cut, in_order};
 use crate::calib::Statistics;
 use crate::device::EncodeTiles;
@@ -83,8 +84,8 @@ pub struct Converted {
     pub outputs: Vec<PathBuf>,
     /// Bytes of all files.
     pub bytes: u64,
-    /// SHA-256 of the source, in hexadecimal.
-    pub source_sha256: String,
+    /// SHA-256 of the source, in hexadecimal; none for a part other than the first, which does not read all of it.
+    pub source_sha256: Option<String>,
     /// The TCQ4 tensors and their errors.
     pub losses: Vec<TensorLoss>,
 }
@@ -108,7 +109,7 @@ pub fn convert_part(job: &Job<'_>, target: &Target, part: &Part, progress: &dyn 
     convert_part_of(job, target, part, None, progress)
 }
 
-/// As [`convert_part`], of a source whose SHA-256 may be known.
+/// As [`convert_part`], of a source that may be known.
 ///
 /// # Errors
 /// As there.
@@ -116,17 +117,17 @@ pub(super) fn convert_part_of(
     job: &Job<'_>,
     target: &Target,
     part: &Part,
-    sha256: Option<&str>,
+    known: Option<&SourceHashes>,
     progress: &dyn Progress,
 ) -> Result<Converted> {
-    write_model(job, target, (part, true), sha256, progress)
+    write_model(job, target, (part, true), known, progress)
 }
 
 fn write_model(
     job: &Job<'_>,
     target: &Target,
     (part, is_part): (&Part, bool),
-    sha256: Option<&str>,
+    known: Option<&SourceHashes>,
     progress: &dyn Progress,
 ) -> Result<Converted> {
     job.plan.check_encoders()?;
@@ -150,10 +151,14 @@ fn write_model(
     let mut units = cut(tensors.iter().map(|t| (t.matrices(), t.rows() / t.matrices(), t.columns())));
     units.retain(|unit| part.tensors.binary_search(&unit.tensor).is_ok());
     let failed = AtomicBool::new(false);
-    let ((written, used), source_sha256) = std::thread::scope(|scope| {
-        let hash = scope.spawn(|| match sha256 {
-            Some(known) => Ok(known.to_owned()),
-            None => job.source.sha256(&Unseen { progress, failed: &failed }),
+    let ((written, used), hashes) = std::thread::scope(|scope| {
+        let hash = scope.spawn(|| {
+            let progress = Unseen { progress, failed: &failed };
+            match known {
+                Some(known) => Ok(known.restricted(part)),
+                None if is_part => SourceHashes::of_part(job.source, part, &progress),
+                None => Ok(SourceHashes { sha256: Some(job.source.sha256(&progress)?), tensors: Vec::new() }),
+            }
         });
         let written = write_units(&Rows::new(job, &plan, (&writer, part), &units), progress);
         failed.store(written.is_err(), Ordering::Relaxed);
@@ -163,7 +168,12 @@ fn write_model(
     for (&at, hash) in part.tensors.iter().zip(reread(job, &writer, &units, &written, progress)?) {
         metadata.set(&hash_key(&tensors[at].name), hash);
     }
-    metadata.set(KEY_SOURCE, source_sha256.as_str());
+    if let Some(sha256) = &hashes.sha256 {
+        metadata.set(KEY_SOURCE, sha256.as_str());
+    }
+    if is_part {
+        set_source(&mut metadata, &hashes.tensors);
+    }
     writer.set_metadata(&metadata)?;
     let outputs = writer.paths().map(PathBuf::from).collect();
     writer.commit()?;
@@ -172,7 +182,8 @@ fn write_model(
     {
         progress.note(&format!("the output is complete, but its checkpoint is still there: {error}"));
     }
-    Ok(Converted { outputs, bytes: plan.total_bytes(), source_sha256, losses: losses(job, &units, &written, used) })
+    let (bytes, source_sha256) = (plan.total_bytes(), hashes.sha256);
+    Ok(Converted { outputs, bytes, source_sha256, losses: losses(job, &units, &written, used) })
 }
 
 /// The source is hashed beside the work that the progress shows: unseen, and given up with it.

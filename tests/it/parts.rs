@@ -117,8 +117,10 @@ fn parts_that_do_not_belong_together_are_refused() {
     dir.tcq4("merge a of-two -o out")
         .fails(3, &format!("error: of-two: this part is of another number of parts: expected 3 as in a, got 2{same}"));
     dir.tcq4("merge a recipe c -o out").fails_like(3, "error: recipe: this part is of another recipe: expected {");
-    dir.tcq4("merge a source c -o out")
-        .fails_like(3, "error: source: this part is of another source (SHA-256): expected ");
+    dir.tcq4("merge a source c -o out").fails_like(3, "error: source: this part is of another source (XXH3 of `");
+    // Parts other than the first do not read all of the source: what of it they have read is compared.
+    dir.tcq4("quantize other.gguf first --output-type f16 --embedding-type f16 --shard 1/3").ok();
+    dir.tcq4("merge c first b -o out").fails_like(3, "error: c: this part is of another source (XXH3 of `");
     dir.tcq4("merge a split c -o out")
         .fails_like(3, "error: split: this part is of another value of `tcq4.part.sharding`: expected ");
     dir.tcq4("merge a whole -o out").fails(
@@ -209,6 +211,58 @@ fn giving_up_goes_on_after_kills() {
     }
 }
 
+/// Stops a run when all of the source is given up, and the output is not there yet.
+fn stopped_before_the_end(dir: &Dir) -> bool {
+    let mut child = dir.start(GIVE_UP);
+    let last = dir.file(".m-00003-of-00003.gguf.consumed");
+    while !last.exists() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    last.exists() && !dir.file("out.gguf").exists()
+}
+
+#[test]
+fn what_a_kill_after_the_end_leaves_is_removed() {
+    let mut found = None;
+    for _ in 0..10 {
+        let dir = Dir::new();
+        let whole = sharded(&dir);
+        if stopped_before_the_end(&dir) {
+            found = Some((dir, whole));
+            break;
+        }
+    }
+    let Some((dir, whole)) = found else { return skip("no kill came before the output was put together") };
+    let mut left: Vec<String> = dir.names().into_iter().filter(|name| name != "out.gguf.partial").collect();
+    let parts = std::fs::read_dir(dir.file("out.gguf.partial")).unwrap();
+    left.extend(parts.map(|entry| format!("out.gguf.partial/{}", entry.unwrap().file_name().to_str().unwrap())));
+    let bytes: Vec<Vec<u8>> = left.iter().map(|name| dir.read(name)).collect();
+    dir.tcq4(GIVE_UP).ok();
+    assert!(dir.read("out.gguf") == whole);
+    let restore = |skipped: &str| {
+        std::fs::create_dir(dir.file("out.gguf.partial")).unwrap();
+        for (name, bytes) in left.iter().zip(&bytes).filter(|(name, _)| !name.contains(skipped)) {
+            dir.write(name, bytes);
+        }
+    };
+    // Before the clean-up began: the output is known by the hashes of its tensors, any other file is not touched.
+    restore("nothing");
+    dir.write("out.gguf", b"mine");
+    dir.tcq4(GIVE_UP).fails_like(3, "error: out.gguf: the file exists already");
+    dir.write("out.gguf", &whole);
+    dir.tcq4(GIVE_UP).ok();
+    assert_eq!(dir.names(), ["out.gguf"]);
+    // In the midst of it: what is left does not make a model any more.
+    restore("00002");
+    std::fs::rename(dir.file("out.gguf.partial/source.json"), dir.file("out.gguf.partial/finished")).unwrap();
+    dir.tcq4(&format!("{GIVE_UP} --dry-run")).fails_like(3, "error: ");
+    assert!(dir.tcq4(GIVE_UP).ok().stdout.starts_with("out.gguf: it was complete"));
+    assert_eq!(dir.names(), ["out.gguf"]);
+    assert!(dir.read("out.gguf") == whole);
+}
+
 #[test]
 fn giving_up_is_refused_where_it_would_lose_something() {
     let dir = Dir::new();
@@ -229,7 +283,10 @@ fn giving_up_is_refused_where_it_would_lose_something() {
     // A run that was killed after its first shard goes on with its own options only.
     std::fs::create_dir(dir.file("out.gguf.partial")).unwrap();
     let before: Vec<Vec<u8>> = (1..=3).map(|number| dir.read(&format!("m-0000{number}-of-00003.gguf"))).collect();
-    dir.write("out.gguf.partial/source.json", br#"{"sha256": "0", "fingerprint": "of another"}"#);
+    dir.write(
+        "out.gguf.partial/source.json",
+        br#"{"fingerprint": "of another", "hashes": {"sha256": "0", "tensors": []}}"#,
+    );
     dir.tcq4(GIVE_UP)
         .fails_like(3, "error: out.gguf.partial: cannot go on: it is of another source: expected one with the fingerprint of another, got ");
     for (number, bytes) in (1..=3).zip(&before) {

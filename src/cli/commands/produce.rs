@@ -140,7 +140,8 @@ impl Production<'_> {
         }
         let inputs: Vec<&Path> = self.source.shards().chain(self.inputs.iter().map(PathBuf::as_path)).collect();
         for path in self.outputs(&plan)? {
-            check_target(&path, self.args.out.force, &inputs)?;
+            let own = matches!(self.way, Way::Consuming(consumption) if consumption.has_made(&path));
+            check_target(&path, self.args.out.force || own, &inputs)?;
         }
         if let Some(path) = mixed::kept_at(self.args, self.recipe, self.output) {
             settings::check_side_output(&path, self.output, true, self.source, self.inputs)?;

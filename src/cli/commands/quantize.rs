@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use serde_json::json;
+
 use super::convert::useless_moments;
 use super::effort::Times;
 use super::moments::{self, Moments};
@@ -19,6 +21,9 @@ use crate::quant::Needs;
 use crate::util::progress::Progress;
 
 pub(in crate::cli) fn run(session: &Session, args: &QuantizeArgs) -> Outcome {
+    if clean_up(session, args)? {
+        return Ok(0);
+    }
     let (source, consumption) = open(args)?;
     let method = &args.production.method;
     let setting = Setting::of(&source, args.stats.is_some());
@@ -86,6 +91,20 @@ pub(in crate::cli) fn run(session: &Session, args: &QuantizeArgs) -> Outcome {
             .note(&format!("{unused} permutations are of tensors that do not become TCQ4, and are left out"));
     }
     production.finish(&plan, evidence)
+}
+
+/// Removes what a run left behind that was stopped after its output was complete; tells whether there was one.
+fn clean_up(session: &Session, args: &QuantizeArgs) -> Result<bool> {
+    let out = &args.production.out;
+    let asked = args.delete_source_shards && !out.dry_run && !out.print_recipe;
+    let Some(output) = args.output.as_deref().filter(|_| asked) else { return Ok(false) };
+    if !Consumption::clean_up(&args.model, output)? {
+        return Ok(false);
+    }
+    let text = "it was complete; what the interrupted run had left behind is removed";
+    session.printer.text(&format!("{}: {text}", output.display()));
+    session.printer.record("clean-up", json!({ "output": output }));
+    Ok(true)
 }
 
 /// Opens the model, for deletion on the way if that is wanted.
