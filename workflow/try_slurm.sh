@@ -15,10 +15,11 @@ done
 
 work=$(mktemp -d)
 chmod 755 "$work"
-started=()
+started=() linked=
 stop() {
     for pid in "${started[@]}"; do kill "$pid" 2>/dev/null || true; done
     wait 2>/dev/null || true
+    [[ -z $linked ]] || rm -f "$linked"
     [[ -n ${KEEP:-} ]] && echo "kept: $work" || rm -rf "$work"
 }
 trap stop EXIT
@@ -61,6 +62,12 @@ NodeName=$(hostname -s) CPUs=$cores RealMemory=$memory State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=YES:4
 CONF
 export SLURM_CONF=$work/slurm.conf
+# Snakemake hands its jobs no variables of Slurm: they look where a cluster has its configuration.
+if [[ ! -e /etc/slurm/slurm.conf ]]; then
+    mkdir -p /etc/slurm
+    ln -sfn "$SLURM_CONF" /etc/slurm/slurm.conf
+    linked=/etc/slurm/slurm.conf
+fi
 slurmctld -D -f "$SLURM_CONF" >"$work/slurmctld.out" 2>&1 &
 started+=($!)
 slurmd -D -f "$SLURM_CONF" >"$work/slurmd.out" 2>&1 &
