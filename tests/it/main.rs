@@ -49,6 +49,7 @@ mod model;
 mod moments;
 #[cfg(feature = "llama")]
 mod moments_runs;
+mod parts;
 #[cfg(feature = "llama")]
 mod patches;
 mod prepare;
@@ -61,5 +62,7 @@ mod safety;
 mod salience;
 #[cfg(feature = "llama")]
 mod sequential;
+#[cfg(feature = "llama")]
+mod shards;
 mod support;
 mod tiny_forward;
