@@ -43,7 +43,7 @@ fn main() -> tcq4::Result<()> {
             timed(|| pass(&mut plain, &tokens, Logits::None))?,
             timed(|| {
                 observed.clear();
-                collector.begin_chunk(Wanted { sums: true, rows: vec![100, 300] });
+                collector.begin_chunk(Wanted { sums: true, rows: vec![100, 300], rows_before: 2 * index });
                 observed.decode_observed(&tokens, &mut collector)
             })?,
         ];

@@ -92,7 +92,7 @@ found = re.search(rb"tcq4\.blk\.0\.[a-z_]+\.weight\.perm", data)
 at = found.end() + 4 + 4 + 8  # types of value and of entries, number of entries
 first, second = struct.unpack_from("<ii", data, at)
 if way == "name":
-    data[found.start() + 5:found.start() + 10] = b"blk.9"
+    data[found.start() + 5:found.start() + 10] = b"blk.x"
 else:
     struct.pack_into("<i", data, at, second if way == "twice" else 1 << 30)
 open(sys.argv[2], "wb").write(data)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what building tcq4 needs besides Rust and a C++ compiler: cmake and libclang. Does nothing where both are there already.
 # With --tests it installs what only tests want instead: Chromium, which drives the HTML report, a cross-compiler and an emulator of ARM, and numpy, an
-# independent reader and calculator, with NVRTC, which compiles the CUDA kernels, beside it. Where it cannot, those tests say that they were skipped. It prints the python that has numpy, if there is one.
+# independent reader and calculator, with NVRTC, which compiles the CUDA kernels, and snakemake, which drives conversions in parts, beside it. Where it cannot,
+# those tests say that they were skipped. It prints the python that has numpy, if there is one.
 set -euo pipefail
 
 # libclang-cpp is another library, which bindgen cannot use.
@@ -43,6 +44,11 @@ install_numpy() {
       echo "setup: no numpy; the tests that compare with it will be skipped" >&2
       return 0
     fi
+  fi
+  if [[ ! -x $folder/bin/snakemake ]]; then
+    echo "setup: installing snakemake into $folder" >&2
+    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check 'snakemake>=9' >/dev/null 2>&1 ||
+      echo "setup: no snakemake; the test of the workflow will be skipped" >&2
   fi
   if ! compgen -G "$folder/lib/python3*/site-packages/nvidia/*/lib/libnvrtc.so*" >/dev/null; then
     echo "setup: installing NVRTC into $folder" >&2

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::moments::{Rows, accumulate};
 use super::stats::{ChannelStats, SampleRows};
 use super::summer::Summer;
+use super::sums::ChannelSums;
 use crate::Result;
 use crate::error::ModelError;
 use crate::llama::{Capture, InputId, Node, Observer};
@@ -19,9 +20,11 @@ pub struct Entry {
     /// The weights; the first is the one at which it is captured.
     pub weights: Vec<String>,
     /// What is summed up.
-    pub stats: ChannelStats,
+    pub sums: ChannelSums,
     /// Sample rows so far.
     pub rows: SampleRows,
+    /// The place of each of them among the rows that the whole run keeps.
+    pub turns: Vec<u32>,
 }
 
 /// What is captured in a chunk.
@@ -31,6 +34,8 @@ pub struct Wanted {
     pub sums: bool,
     /// The token positions whose rows are kept, ascending.
     pub rows: Vec<usize>,
+    /// How many rows the chunks before this one keep.
+    pub rows_before: usize,
 }
 
 /// What makes two nodes one capture: same values, same routing, same number of matrices.
@@ -58,6 +63,16 @@ struct Graph {
     tokens: usize,
     captures: HashMap<Key, usize>,
     groups: HashMap<InputId, usize>,
+}
+
+/// The sums by weight; weights of one input share its sample rows.
+pub(super) fn by_weight(entries: Vec<Entry>) -> BTreeMap<String, ChannelStats> {
+    let mut by_name = BTreeMap::new();
+    for Entry { weights, sums, rows, .. } in entries {
+        let stats = sums.finish((!rows.is_empty()).then(|| Arc::new(rows)));
+        by_name.extend(weights.into_iter().map(|weight| (weight, stats.clone())));
+    }
+    by_name
 }
 
 impl Collector {
@@ -99,16 +114,14 @@ impl Collector {
         &self.groups
     }
 
+    /// What has been captured, and the groups.
+    pub(super) fn into_parts(self) -> (Vec<Entry>, Vec<Vec<String>>) {
+        (self.entries, self.groups)
+    }
+
     /// The sums by weight, and the groups.
     pub fn finish(self) -> (BTreeMap<String, ChannelStats>, Vec<Vec<String>>) {
-        let mut by_name = BTreeMap::new();
-        for entry in self.entries {
-            let rows = (!entry.rows.is_empty()).then(|| Arc::new(entry.rows));
-            for weight in entry.weights {
-                by_name.insert(weight, ChannelStats { rows: rows.clone(), ..entry.stats.clone() });
-            }
-        }
-        (by_name, self.groups)
+        (by_weight(self.entries), self.groups)
     }
 
     fn is_calibrated(&self, node: &Node<'_>) -> bool {
@@ -153,17 +166,19 @@ impl Collector {
         let index = self.entries.len();
         self.entries.push(Entry {
             weights: vec![node.weight.to_owned()],
-            stats: ChannelStats::new(node.matrices, node.columns),
+            sums: ChannelSums::new(node.matrices, node.columns),
             rows: SampleRows { columns: node.columns, ..SampleRows::default() },
+            turns: Vec::new(),
         });
         self.by_weight.insert(node.weight.to_owned(), index);
         index
     }
 
-    /// The positions within this graph whose rows are wanted.
-    fn wanted_rows(&self) -> impl Iterator<Item = usize> {
+    /// The positions within this graph whose rows are wanted, each with its place among the rows of the run.
+    fn wanted_rows(&self) -> impl Iterator<Item = (usize, usize)> {
         let range = self.before..self.before + self.graph.tokens;
-        self.wanted.rows.iter().filter(move |row| range.contains(row)).map(|row| row - self.before)
+        let turns = (self.wanted.rows_before..).zip(&self.wanted.rows);
+        turns.filter(move |(_, row)| range.contains(row)).map(|(turn, row)| (turn, row - self.before))
     }
 }
 
@@ -183,8 +198,8 @@ impl Observer for Collector {
 
     fn observe(&mut self, node: &Node<'_>, input: &Capture<'_>) -> Result<()> {
         let Some(&index) = self.by_weight.get(node.weight) else { return Ok(()) };
-        let stats = &self.entries[index].stats;
-        let shape = (stats.matrices, stats.columns);
+        let sums = &self.entries[index].sums;
+        let shape = (sums.matrices, sums.columns);
         if shape != (node.matrices, input.columns()) {
             return Err(ModelError::CalibrationShape {
                 tensor: node.weight.to_owned(),
@@ -206,16 +221,16 @@ impl Collector {
         self.offsets.iter_mut().for_each(Vec::clear);
         self.offsets.resize_with(node.matrices.max(self.offsets.len()), Vec::new);
         input.rows_by_matrix(node, &mut self.offsets);
-        let stats = &mut self.entries[index].stats;
+        let sums = &mut self.entries[index].sums;
         for (matrix, offsets) in
             self.offsets.iter().enumerate().take(node.matrices).filter(|(_, offsets)| !offsets.is_empty())
         {
-            let summed = self.summer.channel_sums(input.data, offsets, stats.columns)?;
+            let summed = self.summer.channel_sums(input.data, offsets, sums.columns)?;
             let rows = match &summed {
-                Some(sums) => Rows::Summed(offsets.len(), sums),
+                Some(blocks) => Rows::Summed(offsets.len(), blocks),
                 None => Rows::Data(input.data, offsets),
             };
-            if let Some(channel) = accumulate(stats, matrix, rows) {
+            if let Some(channel) = accumulate(sums, matrix, rows) {
                 return Err(ModelError::ActivationNotFinite { tensor: node.weight.to_owned(), channel }.into());
             }
         }
@@ -224,12 +239,12 @@ impl Collector {
 
     /// Keeps one row for each wanted position: of the several that a token may have (experts, heads), another one each time.
     fn keep_rows(&mut self, index: usize, node: &Node<'_>, input: &Capture<'_>) {
-        let positions: Vec<usize> = self.wanted_rows().collect();
-        let rows = &mut self.entries[index].rows;
-        for position in positions {
-            let turn = rows.len();
+        let wanted: Vec<(usize, usize)> = self.wanted_rows().collect();
+        let entry = &mut self.entries[index];
+        for (turn, position) in wanted {
             let (matrix, offset) = input.row_of_token(node, position, turn);
-            rows.push(matrix as u32, input.row(offset));
+            entry.rows.push(matrix as u32, input.row(offset));
+            entry.turns.push(turn as u32);
         }
     }
 }

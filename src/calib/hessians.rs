@@ -14,26 +14,8 @@ use crate::corpus::chunks::Chunks;
 use crate::error::MomentsError;
 use crate::llama::{Capture, Logits, Model, Node, Observer, Rewriter, Watch};
 use crate::util::progress::{Progress, Unit as Counted};
+use crate::util::shard::Shard;
 use crate::{Error, Result};
-
-/// One of several parts of a run's chunks: those whose place in the run leaves `index` when divided by `count`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shard {
-    /// Which part, from 0 on.
-    pub index: u32,
-    /// Parts in all.
-    pub count: u32,
-}
-
-impl Shard {
-    /// All of it.
-    pub const WHOLE: Self = Self { index: 0, count: 1 };
-
-    /// Whether the chunk at this place is in this part.
-    pub fn has(self, place: usize) -> bool {
-        place % self.count as usize == self.index as usize
-    }
-}
 
 /// Runs a shard of the text of [`super::calibrate`], all chunks that it sums up, and gives the second moments of the inputs in the order of the requests;
 /// `None` for those that no graph of the model reads. Merged over all shards they are those of one run, bit for bit. A `rewriter` takes part in the passes:

@@ -1,10 +1,12 @@
 //! The sums themselves: min x, max x, max |x|, Σx, Σ|x| and Σx² of each column over a set of rows, at memory speed.
-//! f32 within a block of rows, f64 beyond it; columns are independent, so any split among threads gives the same bits.
+//! f32 within a block of rows, f64 within the rows of a call, integers beyond them: columns are independent and integers associative, so neither the
+//! threads nor a division of the calls among machines change a bit.
 
 use rayon::prelude::*;
 
-use super::stats::ChannelStats;
+use super::sums::ChannelSums;
 use crate::device::{SUMMED_ROWS, SUMS};
+use crate::math::exact_sum::ExactSum;
 
 /// Columns that are summed together: five sums of so many f32 fit the vector registers of AVX-512.
 const TILE: usize = 64;
@@ -21,9 +23,9 @@ struct Tile<'s> {
     abs_max: &'s mut [f32],
     min: &'s mut [f32],
     max: &'s mut [f32],
-    sum: &'s mut [f64],
-    sum_abs: &'s mut [f64],
-    sum_sq: &'s mut [f64],
+    sum: &'s mut [ExactSum],
+    sum_abs: &'s mut [ExactSum],
+    sum_sq: &'s mut [ExactSum],
 }
 
 /// Rows to add to sums.
@@ -69,12 +71,12 @@ impl Rows<'_> {
     }
 }
 
-/// Adds rows to the sums of `matrix`; returns the first column whose sums are not finite (an input is NaN or infinite, or beyond 1e19, where its square
-/// overflows).
+/// Adds rows to the sums of `matrix`; returns the first column whose sums are not finite (an input is NaN or infinite, or beyond 1e9, where its square
+/// is more than can be summed).
 ///
 /// # Panics
 /// If a row does not lie inside its data.
-pub(super) fn accumulate(stats: &mut ChannelStats, matrix: usize, rows: Rows<'_>) -> Option<usize> {
+pub(super) fn accumulate(stats: &mut ChannelSums, matrix: usize, rows: Rows<'_>) -> Option<usize> {
     let columns = stats.columns;
     let range = matrix * columns..(matrix + 1) * columns;
     stats.counts[matrix] += rows.len() as u64;
@@ -90,26 +92,38 @@ pub(super) fn accumulate(stats: &mut ChannelStats, matrix: usize, rows: Rows<'_>
         .with_min_len(together.max(1))
         .filter_map(|(i, (((((abs_max, min), max), sum), sum_abs), sum_sq))| {
             let mut tile = Tile { first: i * TILE, abs_max, min, max, sum, sum_abs, sum_sq };
-            let own = (tile.first, tile.abs_max.len());
-            for block in 0..rows.len().div_ceil(BLOCK) {
-                tile.add(&rows.block(block, columns, own));
-            }
+            tile.add(rows, columns);
             tile.not_finite()
         })
         .min()
 }
 
+/// Adds numbers to the sums of their columns.
+fn add(sums: &mut [ExactSum], values: &[f64]) {
+    for (sum, value) in sums.iter_mut().zip(values) {
+        sum.add(*value);
+    }
+}
+
 impl Tile<'_> {
-    /// Adds a block of rows.
-    fn add(&mut self, sums: &Sums) {
-        for j in 0..self.abs_max.len() {
-            self.min[j] = self.min[j].min(sums.min[j]);
-            self.max[j] = self.max[j].max(sums.max[j]);
-            self.abs_max[j] = self.abs_max[j].max(sums.max[j]).max(-sums.min[j]);
-            self.sum[j] += f64::from(sums.sum[j]);
-            self.sum_abs[j] += f64::from(sums.sum_abs[j]);
-            self.sum_sq[j] += f64::from(sums.sum_sq[j]);
+    /// Adds rows.
+    fn add(&mut self, rows: Rows<'_>, columns: usize) {
+        let width = self.abs_max.len();
+        let [mut sum, mut sum_abs, mut sum_sq] = [[0.0f64; TILE]; 3];
+        for block in 0..rows.len().div_ceil(BLOCK) {
+            let sums = rows.block(block, columns, (self.first, width));
+            for j in 0..width {
+                self.min[j] = self.min[j].min(sums.min[j]);
+                self.max[j] = self.max[j].max(sums.max[j]);
+                self.abs_max[j] = self.abs_max[j].max(sums.max[j]).max(-sums.min[j]);
+                sum[j] += f64::from(sums.sum[j]);
+                sum_abs[j] += f64::from(sums.sum_abs[j]);
+                sum_sq[j] += f64::from(sums.sum_sq[j]);
+            }
         }
+        add(self.sum, &sum);
+        add(self.sum_abs, &sum_abs);
+        add(self.sum_sq, &sum_sq);
     }
 
     fn not_finite(&self) -> Option<usize> {
@@ -156,22 +170,23 @@ mod tests {
     const SUM_TOLERANCE: f64 = 2e-6;
 
     /// The definition, in f64, one value after the other.
-    fn naive(stats: &mut ChannelStats, matrix: usize, data: &[f32], offsets: &[usize]) {
+    fn naive(stats: &mut ChannelSums, matrix: usize, data: &[f32], offsets: &[usize]) {
         for &offset in offsets {
             stats.counts[matrix] += 1;
             for j in 0..stats.columns {
                 let (x, at) = (data[offset + j], matrix * stats.columns + j);
                 stats.abs_max[at] = stats.abs_max[at].max(x.abs());
                 (stats.min[at], stats.max[at]) = (stats.min[at].min(x), stats.max[at].max(x));
-                stats.sum[at] += f64::from(x);
-                stats.sum_abs[at] += f64::from(x).abs();
-                stats.sum_sq[at] += f64::from(x).powi(2);
+                stats.sum[at].add(f64::from(x));
+                stats.sum_abs[at].add(f64::from(x).abs());
+                stats.sum_sq[at].add(f64::from(x).powi(2));
             }
         }
     }
 
-    fn close(fast: &[f64], slow: &[f64], magnitude: &[f64]) -> bool {
-        fast.iter().zip(slow).zip(magnitude).all(|((a, b), m)| (a - b).abs() <= SUM_TOLERANCE * m)
+    fn close(fast: &[ExactSum], slow: &[ExactSum], magnitude: &[ExactSum]) -> bool {
+        let near = |a: f64, b: f64, magnitude: f64| (a - b).abs() <= SUM_TOLERANCE * magnitude;
+        fast.iter().zip(slow).zip(magnitude).all(|((a, b), m)| near(a.to_f64(), b.to_f64(), m.to_f64()))
     }
 
     proptest! {
@@ -181,7 +196,7 @@ mod tests {
             let value = |i: usize| ((i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed) >> 8) as f32 / 1e5 - 80.0;
             let data: Vec<f32> = (0..stride * rows + columns).map(value).collect();
             let offsets: Vec<usize> = (0..rows).map(|r| r * stride).collect();
-            let (mut fast, mut slow) = (ChannelStats::new(2, columns), ChannelStats::new(2, columns));
+            let (mut fast, mut slow) = (ChannelSums::new(2, columns), ChannelSums::new(2, columns));
             prop_assert_eq!(accumulate(&mut fast, 1, Rows::Data(&data, &offsets)), None);
             naive(&mut slow, 1, &data, &offsets);
             prop_assert_eq!(&fast.abs_max, &slow.abs_max);
@@ -199,7 +214,7 @@ mod tests {
         let data: Vec<f32> = (0..columns * rows).map(|i| (i as f32).sin() * 3.0).collect();
         let offsets: Vec<usize> = (0..rows).map(|r| r * columns).collect();
         let with = |threads| {
-            let mut stats = ChannelStats::new(1, columns);
+            let mut stats = ChannelSums::new(1, columns);
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| accumulate(&mut stats, 0, Rows::Data(&data, &offsets)));
             stats
@@ -222,7 +237,7 @@ mod tests {
             extremes.chain(sums).chain(all(0.0, |sum, value| sum + value * value)).collect()
         };
         let summed: Vec<f32> = data.chunks(BLOCK * columns).flat_map(of_block).collect();
-        let (mut own, mut given) = (ChannelStats::new(1, columns), ChannelStats::new(1, columns));
+        let (mut own, mut given) = (ChannelSums::new(1, columns), ChannelSums::new(1, columns));
         accumulate(&mut own, 0, Rows::Data(&data, &offsets));
         accumulate(&mut given, 0, Rows::Summed(rows, &summed));
         assert_eq!(own, given);
@@ -233,6 +248,6 @@ mod tests {
         let mut data = vec![1.0; 300];
         data[217] = f32::NAN;
         data[130] = f32::INFINITY;
-        assert_eq!(accumulate(&mut ChannelStats::new(1, 300), 0, Rows::Data(&data, &[0])), Some(130));
+        assert_eq!(accumulate(&mut ChannelSums::new(1, 300), 0, Rows::Data(&data, &[0])), Some(130));
     }
 }

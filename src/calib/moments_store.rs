@@ -13,7 +13,6 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::hessian::{Hessian, OutOfRange, USUAL_UNIT, Unit};
-use super::hessians::Shard;
 use super::input_moments::{Block, InputMoments, MomentsRequest};
 use super::run::{CalibrationOptions, UBATCH};
 use crate::corpus::Corpus;
@@ -22,6 +21,7 @@ use crate::error::MomentsError;
 use crate::gguf::{GgmlType, Metadata, Plan, Source, TensorInfo, TensorSpec, Writer};
 use crate::llama::Model;
 use crate::math::products::LANES;
+use crate::util::shard::Shard;
 use crate::{Error, Result};
 
 const KIND: &str = "tcq4.second-moments";

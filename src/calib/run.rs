@@ -10,8 +10,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::collector::{Collector, Wanted};
+use super::container::Kept;
 use super::hessians::Hessians;
 use super::input_moments::{InputMoments, MomentsRequest};
+use super::part::{Origin, StatisticsPart};
 use super::resume;
 use super::stats::Statistics;
 use super::summer::Summer;
@@ -19,6 +21,7 @@ use crate::corpus::chunks::{ChunkPlan, Chunks, Selection};
 use crate::corpus::{Composition, Corpus};
 use crate::llama::{Capture, Context, ContextOptions, Model, Node, Observer};
 use crate::util::progress::{Progress, Unit};
+use crate::util::shard::Shard;
 use crate::{Error, Result};
 
 /// The note of the statistics that holds the [`Composition`] of the text, as JSON.
@@ -90,7 +93,23 @@ pub fn calibrate(
     options: &CalibrationOptions,
     progress: &dyn Progress,
 ) -> Result<Statistics> {
-    run(model, corpus, fingerprint, options, None, progress)
+    Ok(run(model, corpus, fingerprint, (options, Shard::WHOLE), None, progress)?.finish())
+}
+
+/// One part of such a run: every `shard.count`th of its chunks. All parts merge into the statistics of the run, bit for bit
+/// ([`StatisticsPart::merge`]).
+///
+/// # Errors
+/// As [`calibrate`].
+pub fn calibrate_part(
+    model: &Model,
+    corpus: &Corpus,
+    fingerprint: &str,
+    options: &CalibrationOptions,
+    shard: Shard,
+    progress: &dyn Progress,
+) -> Result<StatisticsPart> {
+    run(model, corpus, fingerprint, (options, shard), None, progress)
 }
 
 /// As [`calibrate`], and the second moments of [`super::second_moments`] from the same run of the text: the same bits as of two runs. There is no
@@ -108,28 +127,31 @@ pub fn calibrate_with_moments(
 ) -> Result<(Statistics, Vec<Option<InputMoments>>)> {
     let options = CalibrationOptions { checkpoint: None, ..options.clone() };
     let mut hessians = Hessians::new(requests, options.summer.clone());
-    let statistics = run(model, corpus, fingerprint, &options, Some(&mut hessians), progress)?;
-    Ok((statistics, hessians.finish()))
+    let whole = (&options, Shard::WHOLE);
+    let part = run(model, corpus, fingerprint, whole, Some(&mut hessians), progress)?;
+    Ok((part.finish(), hessians.finish()))
 }
 
 fn run(
     model: &Model,
     corpus: &Corpus,
     fingerprint: &str,
-    options: &CalibrationOptions,
+    (options, shard): (&CalibrationOptions, Shard),
     mut hessians: Option<&mut Hessians<'_>>,
     progress: &dyn Progress,
-) -> Result<Statistics> {
+) -> Result<StatisticsPart> {
     let chunks = Chunks::of(model, corpus, options.ctx)?;
     let plan = chunks.plan(options.samples, options.selection);
     let composition = Composition::new(corpus, &chunks, &plan);
     tell(&composition, &chunks, options.samples, progress);
     let name = run_name(corpus, fingerprint, options, &plan);
-    let steps = steps(&plan, options);
-    let (collector, done) = begin(options, &name)?;
+    let steps: Vec<Step> =
+        steps(&plan, options).into_iter().enumerate().filter(|(at, _)| shard.has(*at)).map(|(_, step)| step).collect();
+    let part_name = if shard == Shard::WHOLE { name.clone() } else { format!("{name}, part {shard}") };
+    let (collector, done) = begin(options, &part_name)?;
     let mut collector = collector.with(options.summer.clone());
     let mut context = context(model, options)?;
-    let mut checkpoint = Checkpoint { options, name: &name, written: Instant::now() };
+    let mut checkpoint = Checkpoint { options, name: &part_name, written: Instant::now() };
     progress.begin("calibrate", (steps.len() * options.ctx as usize) as u64, Unit::Tokens);
     progress.advance((done * options.ctx as usize) as u64);
     for (index, step) in steps.iter().enumerate().skip(done) {
@@ -152,10 +174,11 @@ fn run(
         progress.advance(u64::from(options.ctx));
     }
     progress.end();
-    let mut statistics = statistics(collector, corpus, fingerprint, options, &plan);
+    let mut origin = origin(corpus, fingerprint, (options, shard), &plan, name);
     let composition = serde_json::to_string(&composition).unwrap_or_default();
-    statistics.notes.insert(COMPOSITION_NOTE.to_owned(), composition);
-    Ok(statistics)
+    origin.notes.push((COMPOSITION_NOTE.to_owned(), composition));
+    let (entries, groups) = collector.into_parts();
+    Ok(StatisticsPart { origin, kept: Kept { entries, groups } })
 }
 
 /// Two observers of one run.
@@ -235,27 +258,28 @@ fn begin(options: &CalibrationOptions, name: &str) -> Result<(Collector, usize)>
     }
 }
 
-fn statistics(
-    collector: Collector,
+fn origin(
     corpus: &Corpus,
     fingerprint: &str,
-    options: &CalibrationOptions,
+    (options, shard): (&CalibrationOptions, Shard),
     plan: &ChunkPlan,
-) -> Statistics {
-    let (entries, groups) = collector.finish();
+    run: String,
+) -> Origin {
     let notes = [
         ("selection", format!("{:?}", options.selection)),
         ("text.xxh3", corpus.hash()),
         ("text.samples", corpus.samples.to_string()),
         ("text.duplicates", corpus.duplicates.to_string()),
     ];
-    Statistics {
-        entries,
-        groups,
+    Origin {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        shard,
+        run,
         chunk_count: plan.summed.len() as u32,
         chunk_size: options.ctx,
         datasets: corpus.sources.clone(),
-        fingerprint: Some(fingerprint.to_owned()),
+        fingerprint: fingerprint.to_owned(),
+        text: corpus.hash(),
         rows_held_out: !plan.held_out.is_empty(),
         notes: notes.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
     }
@@ -268,11 +292,16 @@ fn steps(plan: &ChunkPlan, options: &CalibrationOptions) -> Vec<Step> {
     let rows = |i: usize| spread(options.rows, sampled, i, options.ctx as usize);
     let summed = plan.summed.iter().enumerate().map(|(i, &chunk)| {
         let rows = if held_out.is_empty() { rows(i) } else { Vec::new() };
-        Step { chunk, wanted: Wanted { sums: true, rows } }
+        (chunk, true, rows)
     });
-    let rest =
-        held_out.iter().enumerate().map(|(i, &chunk)| Step { chunk, wanted: Wanted { sums: false, rows: rows(i) } });
-    summed.chain(rest).collect()
+    let rest = held_out.iter().enumerate().map(|(i, &chunk)| (chunk, false, rows(i)));
+    let mut rows_before = 0;
+    let step = |(chunk, sums, rows): (usize, bool, Vec<usize>)| {
+        let before = rows_before;
+        rows_before += rows.len();
+        Step { chunk, wanted: Wanted { sums, rows, rows_before: before } }
+    };
+    summed.chain(rest).map(step).collect()
 }
 
 /// The share of `rows` positions that falls to chunk `i` of `chunks`, spread evenly over its `ctx` tokens, shifted from chunk to chunk so that

@@ -1,5 +1,5 @@
 //! What calibration knows: sums per input channel of each weight, rows kept as samples, and which weights share an input.
-//! Sums are additive: statistics of two parts of a text add up to those of the whole, up to the order of f64 additions.
+//! Statistics of two texts add up; those of parts of one run do so exactly while they are [`super::StatisticsPart`]s.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -5,6 +5,7 @@
 //! group are stored with its first weight. What llama.cpp does not know it ignores.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -32,12 +33,17 @@ pub fn fingerprint(source: &Source) -> String {
         hash.update(&[0]);
         hash.update(&tensor.ty.0.to_le_bytes());
         tensor.dims.iter().for_each(|dim| hash.update(&dim.to_le_bytes()));
-        let last = data.len().saturating_sub(SAMPLE);
-        for start in [0, last / 2, last] {
-            hash.update(&data[start..data.len().min(start + SAMPLE)]);
+        for range in sampled(data.len()) {
+            hash.update(&data[range]);
         }
     }
     format!("{:032x}", hash.digest128())
+}
+
+/// The bytes of a tensor of this length that its fingerprint depends on, in their order.
+pub fn sampled(len: usize) -> [Range<usize>; 3] {
+    let last = len.saturating_sub(SAMPLE);
+    [0, last / 2, last].map(|start| start..len.min(start + SAMPLE))
 }
 
 /// Writes `stats` to `path`, which must not exist unless `force`, and must not be one of `inputs`.

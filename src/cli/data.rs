@@ -92,7 +92,8 @@ pub(super) fn store(args: &StoreArgs) -> Store {
     }
 }
 
-fn folder(variable: &str) -> Option<PathBuf> {
+/// The folder that an environment variable names, if it is set.
+pub(super) fn folder(variable: &str) -> Option<PathBuf> {
     env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 

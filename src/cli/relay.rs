@@ -4,7 +4,8 @@
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use crate::pipeline::child::{PARENT, Report, peak_memory};
+use crate::pipeline::child::{PARENT, Report};
+use crate::util::process::peak_memory;
 use crate::util::progress::Unit;
 
 /// The least time between two reports of progress.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::compensate::{Measure, OutputSums};
-use super::run::{Used, Written};
+use super::rows::{Used, Written};
 use super::units::RowUnit;
 use crate::error::{ConvertError, Error, Result};
 use crate::quant::rounding::Damping;

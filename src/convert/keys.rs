@@ -17,7 +17,7 @@ pub(super) const KEY_REORDER: &str = "tcq4.reorder.enabled";
 pub(super) const KEY_ENCODER: &str = "tcq4.encoder";
 /// `tcq4.recipe`: string, JSON of the settings that made the file.
 pub(super) const KEY_RECIPE: &str = "tcq4.recipe";
-/// `tcq4.source.sha256`: string, SHA-256 of the source file (of all shards in order).
+/// `tcq4.source.sha256`: string, SHA-256 of the source file (of all shards in order); zeros in parts other than the first.
 pub(super) const KEY_SOURCE: &str = "tcq4.source.sha256";
 
 /// The key of a tensor's permutation: i32 array, one entry a column.
@@ -43,22 +43,31 @@ pub(super) fn remove_own_keys(metadata: &mut Metadata) {
 /// # Errors
 /// A permutation of an unknown tensor, of the wrong length, or not a bijection.
 pub fn permutations(source: &Source) -> Result<BTreeMap<String, Permutation>> {
+    permutations_of(source, source)
+}
+
+/// As [`permutations`], for the tensors of `model`, of which the file may hold only some.
+///
+/// # Errors
+/// As there.
+pub(super) fn permutations_of(source: &Source, model: &Source) -> Result<BTreeMap<String, Permutation>> {
     let metadata = source.metadata();
     if metadata.get_bool(KEY_REORDER) == Some(false) {
         return Ok(BTreeMap::new());
     }
     let tensors = metadata.keys().filter_map(|key| key.strip_prefix("tcq4.")?.strip_suffix(".perm"));
-    tensors.map(|tensor| Ok((tensor.to_string(), permutation(source, metadata, tensor)?))).collect()
+    tensors.map(|tensor| Ok((tensor.to_string(), permutation(source, model, tensor)?))).collect()
 }
 
-fn permutation(source: &Source, metadata: &Metadata, tensor: &str) -> Result<Permutation> {
+fn permutation(source: &Source, model: &Source, tensor: &str) -> Result<Permutation> {
     let fail = |problem: String| ConvertError::Permutation {
         path: source.path().to_path_buf(),
         tensor: tensor.to_string(),
         problem,
     };
-    let info = source.tensor(tensor).ok_or_else(|| fail("the file has no such tensor".into()))?;
-    let indices = metadata
+    let info = model.tensor(tensor).ok_or_else(|| fail("the file has no such tensor".into()))?;
+    let indices = source
+        .metadata()
         .get_i32_array(&permutation_key(tensor))
         .ok_or_else(|| fail("it is not an array of 32-bit integers".into()))?;
     if indices.len() as u64 != info.columns() {

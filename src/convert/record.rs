@@ -106,6 +106,18 @@ pub(super) fn write(transforms: &BTreeMap<String, Transform>, metadata: &mut Met
 /// # Errors
 /// Records that do not fit the file.
 pub(super) fn read(file: &Source, permutations: &BTreeMap<String, Permutation>) -> Result<BTreeMap<String, Transform>> {
+    read_of(file, file, permutations)
+}
+
+/// As [`read`], for the tensors of `model`, of which the file may hold only some.
+///
+/// # Errors
+/// As there.
+pub(super) fn read_of(
+    file: &Source,
+    model: &Source,
+    permutations: &BTreeMap<String, Permutation>,
+) -> Result<BTreeMap<String, Transform>> {
     let metadata = file.metadata();
     let fail = |problem: String| ConvertError::Damaged { path: file.path().to_path_buf(), tensor: KEY.into(), problem };
     let entries: BTreeMap<String, Entry> = match metadata.get_str(KEY) {
@@ -116,7 +128,7 @@ pub(super) fn read(file: &Source, permutations: &BTreeMap<String, Permutation>) 
     for (name, entry) in entries {
         let transform = restore(metadata, &entry)
             .ok_or_else(|| fail(format!("the vectors of `{name}` are missing or of another kind")))?;
-        let Some(info) = file.tensor(&name) else { return Err(fail(format!("`{name}` is not in the file")).into()) };
+        let Some(info) = model.tensor(&name) else { return Err(fail(format!("`{name}` is not in the file")).into()) };
         check_shape(&transform, info.columns(), info.rows()).map_err(|problem| fail(format!("`{name}`: {problem}")))?;
         transforms.insert(name, transform);
     }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::decode::TcqTensor;
 use super::hash::tensor_sha256;
 use super::keys::{hash_key, permutations};
+use super::parts::check_whole;
 use super::units::{cut, in_order, run_all};
 use super::{is_tcq4, marks, record};
 use crate::error::{ConvertError, Error, ModelError, Result};
@@ -57,6 +58,7 @@ pub struct Verification {
 /// The first defect: a tensor of unknown type, a permutation that is none, an activation path that is none, a tile that does not decode, a value that is not finite, a hash that differs.
 pub fn verify(file: &Source, codec: Codec, progress: &dyn Progress) -> Result<Verification> {
     file.check_types()?;
+    check_whole(file)?;
     let permutations = permutations(file)?;
     for tensor in permutations.keys() {
         check_permuted_type(file, tensor)?;

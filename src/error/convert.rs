@@ -107,6 +107,22 @@ pub enum ConvertError {
         /// What is wrong or different.
         what: String,
     },
+    /// The source cannot be given up shard by shard.
+    #[error("{}: cannot be deleted on the way: {what}", path.display())]
+    NotConsumable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// What an interrupted run has made of shards that it deleted does not fit this run.
+    #[error("{}: cannot go on: {what}", path.display())]
+    Consumed {
+        /// The folder.
+        path: PathBuf,
+        /// What differs.
+        what: String,
+    },
     /// `--strict` met a substitution.
     #[error("{}: {count} tensors cannot take the type meant for them, the first `{tensor}`: {problem}", path.display())]
     Substitution {
@@ -146,6 +162,12 @@ impl ConvertError {
             ConvertError::NoTcq4 { .. } => "it can be used as it is",
             ConvertError::LeftOver { .. } => "--resume goes on with it; --force begins anew and replaces it",
             ConvertError::Checkpoint { .. } => "pass --force instead of --resume to begin anew",
+            ConvertError::NotConsumable { .. } => {
+                "leave out --delete-source-shards, or name a model in shards that are files of their own"
+            }
+            ConvertError::Consumed { .. } => {
+                "go on with the options of the first run, or remove this folder if all shards of the source are still there"
+            }
             ConvertError::Substitution { .. } => {
                 "leave --strict out to accept this, or choose with --tensor-type; --dry-run shows the plan"
             }

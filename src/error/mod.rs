@@ -15,6 +15,7 @@ mod mixed;
 mod model;
 mod moments;
 mod ops;
+pub(crate) mod parts;
 mod pipeline;
 mod recipe;
 mod report;
@@ -35,6 +36,7 @@ pub use mixed::MixedError;
 pub use model::ModelError;
 pub use moments::MomentsError;
 pub use ops::OpsError;
+pub use parts::PartsError;
 pub use pipeline::PipelineError;
 pub use recipe::RecipeError;
 pub use report::ReportError;
@@ -95,6 +97,9 @@ pub enum Error {
     /// Second moments cannot be measured, read or added up.
     #[error(transparent)]
     Moments(#[from] MomentsError),
+    /// Parts of divided work cannot be put together.
+    #[error(transparent)]
+    Parts(#[from] PartsError),
     /// A model, statistics or permutation file is sound in itself but not what the work needs.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -167,6 +172,7 @@ impl Error {
             Error::Gguf { defect, .. } => defect.class(),
             Error::Model(error) => error.class(),
             Error::Moments(error) => error.class(),
+            Error::Parts(error) => error.class(),
             Error::Convert(error) => error.class(),
             Error::Eval(error) => error.class(),
             Error::Corpus(error) => error.class(),
@@ -198,7 +204,9 @@ impl Error {
                     | Kind::ResourceBusy
                     | Kind::StaleNetworkFileHandle
             ),
-            Error::Model(ModelError::OutputBusy { .. }) | Error::Corpus(CorpusError::Transport { .. }) => true,
+            Error::Model(ModelError::OutputBusy { .. })
+            | Error::Corpus(CorpusError::Transport { .. })
+            | Error::Eval(EvalError::NoSpace { .. }) => true,
             Error::Corpus(CorpusError::Status { status, .. }) => matches!(status, 408 | 429 | 500..),
             Error::Pipeline(error) => error.is_transient(),
             _ => false,
@@ -220,6 +228,7 @@ impl Error {
             Error::Gguf { defect, .. } => defect.hint(),
             Error::Model(error) => error.hint(),
             Error::Moments(error) => error.hint(),
+            Error::Parts(error) => error.hint(),
             Error::Convert(error) => error.hint(),
             Error::Eval(error) => error.hint(),
             Error::Corpus(error) => error.hint(),

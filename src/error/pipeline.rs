@@ -74,6 +74,26 @@ pub enum PipelineError {
         /// The output.
         path: PathBuf,
     },
+    /// What a job wrote is no longer what it was.
+    #[error("{}: the file is gone, or changed by somebody else", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A gate that cannot be measured.
+    #[error("{model}: `max-kld` is measured on `texts` of [gates], and there are none")]
+    NoTexts {
+        /// The model as the batch names it.
+        model: String,
+    },
+    /// A model that a plan does not fetch.
+    #[error("hf:{repository}: {file} is not here, and a plan fetches nothing")]
+    NotFetched {
+        /// The repository.
+        repository: String,
+        /// The file or pattern.
+        file: String,
+    },
     /// The state of a job cannot be read.
     #[error("{}: no state of a job: {problem}", path.display())]
     State {
@@ -152,7 +172,9 @@ impl PipelineError {
                 let of_job = [Class::Refused, Class::Strict].into_iter().find(|class| i32::from(class.code()) == *code);
                 of_job.unwrap_or(Class::Failed)
             }
-            Self::Killed { .. } | Self::NoRecord | Self::Busy { .. } | Self::Hub { .. } => Class::Failed,
+            Self::Killed { .. } | Self::NoRecord | Self::Busy { .. } | Self::Changed { .. } | Self::Hub { .. } => {
+                Class::Failed
+            }
             _ => Class::Refused,
         }
     }
@@ -179,6 +201,9 @@ impl PipelineError {
             Self::Foreign { .. } => "move it away, or pass --force to replace it",
             Self::Budget { .. } => "raise --memory or --disk, or leave the job to a larger machine",
             Self::HubMissing { .. } => "run once without --offline, or fetch the file with the hub's own tools",
+            Self::NoTexts { .. } => {
+                "add `texts = [\"evaluation.txt\"]`: files, or data sets that `tcq4 datasets` lists"
+            }
             Self::State { .. } => "remove the file; the job is done again",
             _ => return None,
         };

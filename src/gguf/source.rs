@@ -78,8 +78,8 @@ impl Source {
         }
     }
 
-    /// Opens the shards at `paths`, whatever their names are.
-    pub(super) fn open_parts(paths: &[PathBuf]) -> Result<Source> {
+    /// Opens the shards at `paths`, in their order, whatever their names are.
+    pub fn open_files(paths: &[PathBuf]) -> Result<Source> {
         let parts = paths.iter().map(|path| Part::open(path)).collect::<Result<Vec<_>>>()?;
         let path = paths.first().cloned().unwrap_or_default();
         Source::assemble(&path, parts)
@@ -255,15 +255,21 @@ impl Source {
 
     /// Computes the SHA-256 of all files, one after the other, in lower-case hexadecimal digits.
     pub fn sha256(&self, progress: &dyn Progress) -> Result<String> {
+        self.sha256_beside(progress, &mut |_, _, _| ())
+    }
+
+    /// As [`Source::sha256`], and shows every run of bytes on the way: the number of its file, its place there, and the bytes.
+    pub fn sha256_beside(&self, progress: &dyn Progress, show: &mut dyn FnMut(usize, u64, &[u8])) -> Result<String> {
         let mut hash = Sha256::new();
         progress.begin("hash", self.total_bytes(), Unit::Bytes);
-        for shard in &self.shards {
+        for (number, shard) in self.shards.iter().enumerate() {
             let mut at = 0;
             for chunk in shard.map.bytes().chunks(HASH_CHUNK) {
                 if progress.interrupted() {
                     return Err(Error::Interrupted);
                 }
                 hash.update(chunk);
+                show(number, at, chunk);
                 shard.map.release(at..at + chunk.len() as u64);
                 at += chunk.len() as u64;
                 progress.advance(chunk.len() as u64);

@@ -86,7 +86,7 @@ impl Writer {
     /// Opens what was written so far with the strict reader, to verify it before it is committed.
     pub fn reread(&self) -> Result<Source> {
         let temps: Vec<PathBuf> = self.files.iter().map(|file| file.temp_path().to_path_buf()).collect();
-        Source::open_parts(&temps)
+        Source::open_files(&temps)
     }
 
     /// Checks that every byte was written, waits until all are on the disk, and gives the files their names.

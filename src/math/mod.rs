@@ -2,6 +2,7 @@
 
 pub mod cholesky;
 pub mod dots;
+pub mod exact_sum;
 pub mod hadamard;
 pub mod permutation;
 pub mod products;

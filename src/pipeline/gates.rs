@@ -6,10 +6,10 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::plan::Estimate;
-use super::spec::Gates;
+use super::spec::{Gates, Limit};
 use super::state::Numbers;
 use crate::analysis::experts::{Threshold, coverage};
-use crate::calib::store;
+use crate::calib::{Statistics, store};
 use crate::error::Result;
 use crate::gguf::Source;
 
@@ -42,17 +42,18 @@ impl fmt::Display for Failure {
 
 /// The first gate that does not let the output pass; that of the divergence only where it was `measured`.
 pub fn check(gates: &Gates, numbers: &Numbers, measured: bool) -> Option<Failure> {
-    if let (Some(most), Some(bits)) = (gates.max_bits, numbers.bits_per_weight)
+    let limit = |gate: Option<Limit>| gate.map(Limit::get);
+    if let (Some(most), Some(bits)) = (limit(gates.max_bits), numbers.bits_per_weight)
         && bits > most
     {
         return Some(Failure::Bits(bits, most));
     }
-    if let Some(least) = gates.min_expert_share
+    if let Some(least) = limit(gates.min_expert_share)
         && numbers.expert_share.is_none_or(|share| share < least)
     {
         return Some(Failure::Experts(numbers.expert_share, least));
     }
-    let (most, found) = (gates.max_kld.filter(|_| measured)?, numbers.kld.map(|(value, _)| value));
+    let (most, found) = (limit(gates.max_kld).filter(|_| measured)?, numbers.kld.map(|(value, _)| value));
     // A divergence that is no number passes no gate.
     let passes = found.is_some_and(|found| found <= most);
     (!passes).then_some(Failure::Divergence(found, most))
@@ -82,8 +83,12 @@ pub fn divergence(record: &Value) -> Option<(f64, f64)> {
 /// What cannot be read.
 pub fn expert_share(model: &Path, statistics: Option<&Path>) -> Result<Option<f64>> {
     let source = Source::open(model)?;
-    let Some(path) = statistics.filter(|path| path.exists()) else { return Ok(None) };
-    let rows = coverage(&source, &store::load(path)?, Threshold::default());
+    let of = |statistics: &Statistics| coverage(&source, statistics, Threshold::default());
+    let rows = match statistics.filter(|path| path.exists()) {
+        Some(path) => of(&store::load(path)?),
+        None if of(&Statistics::default()).is_empty() => Vec::new(),
+        None => return Ok(None),
+    };
     let least = rows.iter().map(|row| row.min_share.map(f64::from)).reduce(|a, b| Some(a?.min(b?)));
     Ok(least.unwrap_or(Some(1.0)))
 }
@@ -94,7 +99,9 @@ mod tests {
 
     #[test]
     fn every_gate_closes() {
-        let gates = Gates { max_kld: Some(0.1), max_bits: Some(5.0), min_expert_share: Some(0.2), ..Gates::default() };
+        let limit = |number: f64| Limit::try_from(number).ok();
+        let gates =
+            Gates { max_kld: limit(0.1), max_bits: limit(5.0), min_expert_share: limit(0.2), ..Gates::default() };
         let good = Numbers {
             bits_per_weight: Some(5.0),
             expert_share: Some(0.2),

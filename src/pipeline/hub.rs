@@ -4,12 +4,11 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use super::events::Listener;
-use super::expand::{HubModel, first_shards};
+use super::expand::{HubModel, SOURCE_TYPES, first_shards};
+use super::key::Hashes;
 use crate::error::{Error, PipelineError, Result};
+use crate::gguf::ShardName;
 use crate::util::progress::Progress;
-
-/// What tells in a name that weights are not quantised.
-const FLOATS: [&str; 3] = ["f16", "bf16", "f32"];
 
 /// The way to the hub.
 #[derive(Debug, Clone)]
@@ -27,40 +26,76 @@ pub struct Hub {
 impl Hub {
     /// The model in the cache, with all of its shards; `None` if something is missing.
     pub fn locate(&self, model: &HubModel) -> Option<PathBuf> {
-        let folder = self.snapshot(model)?;
+        let repository = self.repository(model);
+        let named = fs::read_to_string(repository.join("refs").join(&model.revision)).ok();
+        let folder = snapshot(&repository, named.as_deref().unwrap_or(&model.revision).trim());
         let mut names = Vec::new();
         list(&folder, Path::new(""), &mut names);
         let file = choose(model, &names).ok()?;
-        shards(&file).iter().all(|shard| folder.join(shard).exists()).then(|| folder.join(file))
+        let is_whole = shards(&file).all(|shard| folder.join(shard).exists());
+        is_whole.then(|| folder.join(file))
     }
 
-    /// The folder of the revision in the cache.
-    fn snapshot(&self, model: &HubModel) -> Option<PathBuf> {
-        let repository = self.cache.join(format!("models--{}", model.repository.replace('/', "--")));
-        let named = fs::read_to_string(repository.join("refs").join(&model.revision)).ok();
-        let commit = named.unwrap_or_else(|| model.revision.clone());
-        Some(repository.join("snapshots").join(commit.trim())).filter(|folder| folder.is_dir())
+    fn repository(&self, model: &HubModel) -> PathBuf {
+        self.cache.join(format!("models--{}", model.repository.replace('/', "--")))
     }
 
-    /// The model in the cache, fetched first if it is not there.
+    /// The model in the cache, fetched first if it is not there, and compared with its hashes.
     ///
     /// # Errors
-    /// [`PipelineError::HubMissing`] where nothing may be fetched, [`PipelineError::Hub`] for what goes wrong on the way,
-    /// [`Error::Interrupted`]; what was fetched until then is kept.
-    pub fn get(&self, model: &HubModel, listener: &dyn Listener, progress: &dyn Progress) -> Result<PathBuf> {
-        if let Some(found) = self.locate(model) {
-            return Ok(found);
+    /// [`PipelineError::HubMissing`] where nothing may be fetched, [`PipelineError::Hub`] for what goes wrong on the way and for other bytes than
+    /// the hub has, [`Error::Interrupted`]; shards that are whole by then are kept.
+    pub fn get(
+        &self,
+        model: &HubModel,
+        hashes: &Hashes,
+        listener: &dyn Listener,
+        progress: &dyn Progress,
+    ) -> Result<PathBuf> {
+        // What a pattern means is known of the whole list alone, of which the cache has what somebody needed.
+        let is_list_needed = !self.offline && model.file.contains(['*', '?', '[']);
+        let found = match self.locate(model).filter(|_| !is_list_needed) {
+            Some(found) => found,
+            None if self.offline => return Err(self.missing(model, "nothing may be fetched (--offline)")),
+            None => client::fetch(self, model, listener, progress)?,
+        };
+        for shard in shards(&found.to_string_lossy()) {
+            check(&shard, model, hashes, progress)?;
         }
-        if self.offline {
-            return Err(self.missing(model, "nothing may be fetched (--offline)"));
-        }
-        client::fetch(self, model, listener, progress)
+        Ok(found)
     }
 
     fn missing(&self, model: &HubModel, why: &'static str) -> Error {
         let HubModel { repository, revision, file } = model.clone();
         PipelineError::HubMissing { repository, revision, missing: file, cache: self.cache.clone(), why }.into()
     }
+}
+
+/// The folder of a commit in the cache.
+fn snapshot(repository: &Path, commit: &str) -> PathBuf {
+    repository.join("snapshots").join(commit)
+}
+
+/// Compares a file with its name among the blobs: of large files that is the SHA-256 of what the hub has.
+fn check(path: &Path, model: &HubModel, hashes: &Hashes, progress: &dyn Progress) -> Result<()> {
+    let blob = path.canonicalize().map_err(Error::io(path, "open"))?;
+    let expected = blob.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    if expected.len() != 64 || !expected.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Ok(()); // a small file, which has no such hash
+    }
+    let found = hashes.file(path, progress)?;
+    if found == expected {
+        return Ok(());
+    }
+    // Neither may be taken for the model by anybody.
+    let _ = (fs::remove_file(path), fs::remove_file(&blob));
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    Err(refused(model, &format!("{file}: SHA-256 is {found}, expected {expected}; it was removed"), true))
+}
+
+fn refused(model: &HubModel, problem: &str, transient: bool) -> Error {
+    let (repository, problem) = (model.repository.clone(), problem.to_owned());
+    PipelineError::Hub { repository, problem, transient }.into()
 }
 
 /// The names of the files of a folder and of those in it.
@@ -78,25 +113,24 @@ fn list(root: &Path, inside: &Path, names: &mut Vec<String>) {
 
 /// The one model among the files of a repository that is asked for.
 fn choose(model: &HubModel, names: &[String]) -> Result<String> {
-    let wrong =
-        |problem: String| PipelineError::Hub { repository: model.repository.clone(), problem, transient: false };
+    let wrong = |problem: String| refused(model, &problem, false);
     let pattern = glob::Pattern::new(&model.file).map_err(|error| wrong(format!("`{}`: {error}", model.file)))?;
     let fits = |name: &&String| pattern.matches(name) || **name == model.file;
     let found = first_shards(names.iter().filter(fits).map(PathBuf::from).collect());
     let is_float = |path: &&PathBuf| {
         let name = path.to_string_lossy().to_ascii_lowercase();
-        FLOATS.iter().any(|float| name.contains(float))
+        SOURCE_TYPES.iter().any(|float| name.contains(float))
     };
     let floats: Vec<PathBuf> = found.iter().filter(is_float).cloned().collect();
     // A name alone means that file; a pattern means weights that are not quantised, if there are any.
     let found = if found.len() > 1 && !floats.is_empty() { floats } else { found };
     match &found[..] {
-        [] => Err(wrong(format!("no file matches `{}`", model.file)).into()),
+        [] => Err(wrong(format!("no file matches `{}`", model.file))),
         [one] if is_inside(one) => Ok(one.to_string_lossy().into_owned()),
-        [one] => Err(wrong(format!("the name `{}` leads out of the repository", one.display())).into()),
+        [one] => Err(wrong(format!("the name `{}` leads out of the repository", one.display()))),
         several => {
             let names: Vec<_> = several.iter().map(|path| path.display().to_string()).collect();
-            Err(wrong(format!("`{}` matches {}; say which with `file`", model.file, names.join(", "))).into())
+            Err(wrong(format!("`{}` matches {}; say which with `file`", model.file, names.join(", "))))
         }
     }
 }
@@ -106,42 +140,32 @@ fn is_inside(path: &Path) -> bool {
 }
 
 /// All shards of a model, by the name of one.
-fn shards(file: &str) -> Vec<String> {
-    let parts = || {
-        let (rest, count) = file.strip_suffix(".gguf")?.rsplit_once("-of-")?;
-        let (base, index) = rest.rsplit_once('-')?;
-        let digits = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
-        let count = Some(count).filter(|count| digits(count) && digits(index))?;
-        let all: usize = count.parse().ok()?;
-        Some((1..=all).map(|index| format!("{base}-{index:05}-of-{count}.gguf")).collect())
-    };
-    parts().unwrap_or_else(|| vec![file.to_owned()])
+fn shards(file: &str) -> impl Iterator<Item = PathBuf> + use<> {
+    let shard = ShardName::parse(Path::new(file));
+    let whole = shard.is_none().then(|| PathBuf::from(file));
+    whole.into_iter().chain(shard.into_iter().flat_map(|shard| (1..=shard.count).map(move |number| shard.path(number))))
 }
 
 #[cfg(feature = "hub")]
 mod client {
-    use std::fs::File;
-    use std::io::Read;
-    use std::path::{Path, PathBuf};
+    use std::path::PathBuf;
     use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
-    use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+    use hf_hub::api::sync::{ApiBuilder, ApiError};
     use hf_hub::{Cache, Repo, RepoType};
-    use sha2::{Digest, Sha256};
 
-    use super::{Hub, HubModel, choose, shards};
-    use crate::error::{Error, PipelineError, Result};
+    use super::{Hub, HubModel, choose, refused, shards, snapshot};
+    use crate::error::{Error, Result};
     use crate::pipeline::events::{Event, Listener};
-    use crate::util::hash::hex;
     use crate::util::progress::Progress;
 
     /// How often an interruption is looked for while bytes come.
     const GLANCE: Duration = Duration::from_millis(50);
     /// Tries of the client library to continue a connection that broke.
     const CONTINUED: usize = 3;
-    /// Bytes between two reports.
-    const REPORT: u64 = 8 << 20;
+    /// The least time between two reports on one file.
+    const REPORT: Duration = Duration::from_secs(1);
 
     /// What the thread that fetches says.
     enum Said {
@@ -186,11 +210,6 @@ mod client {
         }
     }
 
-    fn refused(model: &HubModel, problem: &str, transient: bool) -> Error {
-        let (repository, problem) = (model.repository.clone(), problem.to_owned());
-        PipelineError::Hub { repository, problem, transient }.into()
-    }
-
     fn all(hub: &Hub, model: &HubModel, sender: &Sender<Said>) -> Result<PathBuf> {
         let failed = |error: &ApiError| refused(model, &error.to_string(), is_transient(error));
         let mut builder = ApiBuilder::from_cache(Cache::new(hub.cache.clone())).with_progress(false);
@@ -201,53 +220,31 @@ mod client {
         if hub.token.is_some() {
             builder = builder.with_token(hub.token.clone());
         }
-        let api = builder.build().map_err(|error| failed(&error))?;
-        let repository =
-            api.repo(Repo::with_revision(model.repository.clone(), RepoType::Model, model.revision.clone()));
-        let info = repository.info().map_err(|error| failed(&error))?;
+        let cache = Cache::new(hub.cache.clone());
+        let wanted = Repo::with_revision(model.repository.clone(), RepoType::Model, model.revision.clone());
+        let api = builder.build().map_err(|error| failed(&error))?.repo(wanted.clone());
+        let info = api.info().map_err(|error| failed(&error))?;
         let names: Vec<String> = info.siblings.into_iter().map(|file| file.rfilename).collect();
         let first = choose(model, &names)?;
-        let mut found = None;
-        for shard in shards(&first) {
-            let path = one(&repository, model, &shard, sender)?;
-            if shard == first {
-                found = Some(path);
+        if !info.sha.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            return Err(refused(model, &format!("`{}` is no commit", info.sha), false));
+        }
+        let folder = snapshot(&hub.repository(model), &info.sha);
+        for shard in shards(&first).map(|shard| shard.to_string_lossy().into_owned()) {
+            if !names.contains(&shard) {
+                return Err(refused(model, &format!("{shard} is not there, which {first} belongs with"), false));
             }
-        }
-        found.ok_or_else(|| refused(model, "the file is not among its own shards", false))
-    }
-
-    fn one(repository: &ApiRepo, model: &HubModel, file: &str, sender: &Sender<Said>) -> Result<PathBuf> {
-        let teller = Teller { file: file.to_owned(), done: 0, told: 0, total: 0, sender: sender.clone() };
-        let path = repository
-            .download_with_progress(file, teller)
-            .map_err(|error| refused(model, &format!("{file}: {error}"), is_transient(&error)))?;
-        check(&path, model, file)?;
-        Ok(path)
-    }
-
-    /// Compares a file with its name among the blobs: of large files that is the SHA-256 of what the hub has.
-    fn check(path: &Path, model: &HubModel, file: &str) -> Result<()> {
-        let blob = path.canonicalize().map_err(Error::io(path, "open"))?;
-        let expected = blob.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        if expected.len() != 64 || !expected.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Ok(()); // a small file, which has no such hash
-        }
-        let (mut hash, mut piece) = (Sha256::new(), vec![0; 1 << 20]);
-        let mut opened = File::open(&blob).map_err(Error::io(&blob, "open"))?;
-        loop {
-            match opened.read(&mut piece).map_err(Error::io(&blob, "read"))? {
-                0 => break,
-                read => hash.update(&piece[..read]),
+            if folder.join(&shard).exists() {
+                continue; // whole: the client library links only files that are
             }
+            let teller = Teller { file: shard.clone(), done: 0, told: None, total: 0, sender: sender.clone() };
+            api.download_with_progress(&shard, teller)
+                .map_err(|error| refused(model, &format!("{shard}: {error}"), is_transient(&error)))?;
         }
-        let found = hex(&hash.finalize());
-        if found == expected {
-            return Ok(());
-        }
-        // Neither may be taken for the model by anybody.
-        let _ = (std::fs::remove_file(path), std::fs::remove_file(&blob));
-        Err(refused(model, &format!("{file}: SHA-256 is {found}, expected {expected}; it was removed"), true))
+        // Where every shard was there, nobody has said yet that the revision is this commit.
+        let named = cache.repo(wanted).create_ref(&info.sha);
+        named.map_err(Error::io(&folder, "name the revision of"))?;
+        Ok(folder.join(first))
     }
 
     fn is_transient(error: &ApiError) -> bool {
@@ -266,14 +263,14 @@ mod client {
     struct Teller {
         file: String,
         done: u64,
-        told: u64,
+        told: Option<Instant>,
         total: u64,
         sender: Sender<Said>,
     }
 
     impl Teller {
         fn tell(&mut self) {
-            self.told = self.done;
+            self.told = Some(Instant::now());
             let _ = self.sender.send(Said::Bytes { file: self.file.clone(), done: self.done, total: self.total });
         }
     }
@@ -281,11 +278,12 @@ mod client {
     impl hf_hub::api::Progress for Teller {
         fn init(&mut self, size: usize, _filename: &str) {
             (self.done, self.total) = (0, size as u64);
+            self.tell();
         }
 
         fn update(&mut self, size: usize) {
             self.done += size as u64;
-            if self.done - self.told.min(self.done) >= REPORT {
+            if self.told.is_none_or(|at| at.elapsed() >= REPORT) {
                 self.tell();
             }
         }
@@ -330,8 +328,10 @@ mod tests {
 
     #[test]
     fn shards_belong_together() {
-        assert_eq!(shards("a/m-00002-of-00002.gguf"), ["a/m-00001-of-00002.gguf", "a/m-00002-of-00002.gguf"]);
-        assert_eq!(shards("m-1-of-2.gguf"), ["m-1-of-2.gguf"]);
+        let all = |file: &str| shards(file).collect::<Vec<_>>();
+        let two = ["a/m-00001-of-00002.gguf", "a/m-00002-of-00002.gguf"].map(PathBuf::from);
+        assert_eq!(all("a/m-00002-of-00002.gguf"), two);
+        assert_eq!(all("m-1-of-2.gguf"), [PathBuf::from("m-1-of-2.gguf")]);
     }
 
     #[test]

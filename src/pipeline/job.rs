@@ -13,10 +13,12 @@ use super::command::{self, Shared, Way};
 use super::events::{Event, Listener};
 use super::gates::{self, Failure};
 use super::key::{Key, Stamp};
+use super::places::Places;
 use super::plan::{Estimate, Prepared, Verdict, verdict};
 use super::spec::{Rejected, Spec};
-use super::state::{Folder, Known, Stage};
-use crate::error::{Error, PipelineError, Result};
+use super::state::{Folder, Known, Numbers, Stage};
+use crate::error::{Class, Error, PipelineError, Result};
+use crate::util::atomic_file;
 use crate::util::progress::Progress;
 
 /// How often an interruption is looked for while nothing happens.
@@ -77,6 +79,7 @@ struct Work<'a> {
     temporary: &'a Path,
     key: &'a Key,
     estimate: &'a Estimate,
+    places: Places,
     known: Known,
 }
 
@@ -102,8 +105,9 @@ pub fn run(shop: &Workshop<'_>, prepared: &Prepared) -> Result<Finish> {
         key,
         estimate,
         known: Known::new(Stage::Begun, &key.output, &key.gates),
+        places: Places::of(&prepared.task.output),
     };
-    work.take_up(before);
+    work.take_up(before)?;
     loop {
         work.known.numbers.attempts += 1;
         let attempt = work.known.numbers.attempts;
@@ -125,33 +129,23 @@ pub fn run(shop: &Workshop<'_>, prepared: &Prepared) -> Result<Finish> {
 
 impl Work<'_> {
     /// Goes on from what an earlier run left.
-    fn take_up(&mut self, before: Option<Known>) {
-        let Some(before) = before else { return };
-        self.known.owned.clone_from(&before.owned);
+    fn take_up(&mut self, before: Option<Known>) -> Result<()> {
+        let Some(before) = before else { return Ok(()) };
+        let output = &self.places.output;
+        self.known.owned = if before.owns(output) { Stamp::of(output) } else { None };
         if before.key != self.key.output {
-            return;
+            // Layers that were rounded for other settings are of no use, and in the way.
+            let _ = fs::remove_dir_all(self.places.partial());
+            return Ok(());
         }
-        let usable = matches!(before.stage, Stage::Written | Stage::Rejected) && before.stands();
-        let unchecked = self.candidate();
-        let moved = before.stamp.as_ref().filter(|_| usable && self.has_gates());
-        if let Some(stamp) = moved
-            && (stamp.path == unchecked || fs::rename(&stamp.path, &unchecked).is_ok())
-        {
+        let is_whole = matches!(before.stage, Stage::Written | Stage::Rejected | Stage::Done);
+        if let Some(stamp) = before.left(output).filter(|_| is_whole) {
             self.known.stage = Stage::Written;
-            self.known.stamp = Stamp::of(&unchecked);
-            self.known.numbers = before.numbers;
-            self.known.numbers.attempts = 0;
+            self.known.stamp = Some(stamp);
+            self.known.numbers = Numbers { attempts: 0, ..before.numbers };
+            self.save()?;
         }
-    }
-
-    fn has_gates(&self) -> bool {
-        !self.prepared.task.gates.is_empty()
-    }
-
-    /// Where the output is written: under its name, or beside it until it has passed.
-    fn candidate(&self) -> PathBuf {
-        let output = &self.prepared.task.output;
-        if self.has_gates() { named(output, "unchecked") } else { output.clone() }
+        Ok(())
     }
 
     fn save(&self) -> Result<()> {
@@ -165,32 +159,29 @@ impl Work<'_> {
         let way = if to_make { Some(self.way()?) } else { None };
         let (job, output) = (self.prepared.task.name.clone(), self.prepared.task.output.clone());
         self.shop.listener.hear(&Event::JobBegin { job, output, attempt });
-        let candidate = self.candidate();
         if let Some((way, _locks)) = way {
-            self.known.stage = Stage::Begun;
+            (self.known.stage, self.known.stamp) = (Stage::Begun, None);
             self.save()?;
-            if let Some(failure) = self.produce(&candidate, &way)? {
+            if let Some(failure) = self.produce(&way)? {
                 return Ok(Some(failure));
             }
-            if self.has_gates() {
-                self.known.stage = Stage::Written;
-                self.known.stamp = Stamp::of(&candidate);
-                self.save()?;
-            }
+            self.known.stage = Stage::Written;
+            self.save()?;
         }
-        self.pass(&candidate)
+        self.pass()
     }
 
-    fn produce(&mut self, candidate: &Path, way: &Way) -> Result<Option<Failure>> {
-        if let Some(folder) = candidate.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            fs::create_dir_all(folder).map_err(Error::io(folder, "create the folder"))?;
-        }
+    fn produce(&mut self, way: &Way) -> Result<Option<Failure>> {
+        let unchecked = &self.places.unchecked;
+        let folder = atomic_file::folder_of(unchecked);
+        fs::create_dir_all(folder).map_err(Error::io(folder, "create the folder"))?;
         let Prepared { task, model, recipe, .. } = self.prepared;
         let found = self.estimate.mixes.then(|| self.shop.folder.sensitivities(&self.key.output));
-        let words = command::produce(task, model, recipe, candidate, way, found.as_deref());
+        let words = command::produce(task, model, recipe, unchecked, way, found.as_deref());
         let (record, code) = self.run(&words)?;
+        self.known.stamp = Stamp::of(&self.places.unchecked);
         gates::read_record(&record, self.estimate, &mut self.known.numbers);
-        Ok((code == 4).then_some(Failure::Fallbacks))
+        Ok((code == i32::from(Class::Strict.code())).then_some(Failure::Fallbacks))
     }
 
     /// How the output is made, and locks on what will be measured for others too.
@@ -205,7 +196,7 @@ impl Work<'_> {
         let is_there = || statistics.exists() && kept.as_ref().is_none_or(|kept| kept.exists());
         if !(self.estimate.separable && is_there()) {
             let mut locks = Vec::new();
-            if !statistics.exists() {
+            if !(self.estimate.separable && statistics.exists()) {
                 locks.push(self.lock(&name)?);
             }
             if let Some(name) = moments.as_ref().filter(|_| is_shared) {
@@ -226,7 +217,7 @@ impl Work<'_> {
     }
 
     /// Measures what the gates ask for.
-    fn pass(&mut self, candidate: &Path) -> Result<Option<Failure>> {
+    fn pass(&mut self) -> Result<Option<Failure>> {
         let gates = &self.prepared.task.gates;
         if gates.min_expert_share.is_some() {
             let statistics = self.prepared.statistics().map(|name| self.shop.folder.statistics(&name));
@@ -236,7 +227,7 @@ impl Work<'_> {
         if cheap.is_some() || !gates.evaluates() {
             return Ok(cheap);
         }
-        let words = command::evaluate(&self.prepared.task, &self.prepared.model, candidate);
+        let words = command::evaluate(&self.prepared.task, &self.prepared.model, &self.written()?);
         let (record, _) = self.run(&words)?;
         self.known.numbers.kld = gates::divergence(&record);
         Ok(gates::check(&self.prepared.task.gates, &self.known.numbers, true))
@@ -256,12 +247,19 @@ impl Work<'_> {
         Ok((ended.record.ok_or(PipelineError::NoRecord)?, ended.code))
     }
 
+    /// Where the file lies that this job, or an earlier run of it, wrote.
+    fn written(&self) -> Result<PathBuf> {
+        let stamp = self.known.stamp.as_ref().filter(|stamp| stamp.holds());
+        let changed = || PipelineError::Changed { path: self.places.unchecked.clone() };
+        Ok(stamp.ok_or_else(changed)?.path.clone())
+    }
+
     /// Gives the output its name, and the job its end.
     fn publish(mut self) -> Result<Known> {
-        let output = &self.prepared.task.output;
-        let candidate = self.candidate();
-        if candidate != *output {
-            rename(&candidate, output)?;
+        let (written, output) = (self.written()?, &self.places.output);
+        if written != *output {
+            let replaces = self.shop.force || self.known.owned.as_ref().is_some_and(Stamp::holds);
+            atomic_file::rename(&written, output, replaces)?;
         }
         self.known.stamp = Stamp::of(output);
         self.known.owned.clone_from(&self.known.stamp);
@@ -274,19 +272,18 @@ impl Work<'_> {
     }
 
     fn reject(mut self, failure: &Failure) -> Result<Known> {
-        let (output, candidate) = (&self.prepared.task.output, self.candidate());
+        let (written, rejected) = (self.written()?, &self.places.rejected);
         self.known.message = Some(failure.to_string());
         self.known.stage = Stage::Rejected;
-        let rejected = named(output, "rejected");
+        self.known.stamp = None;
         match self.shop.spec.rejected {
-            Rejected::Keep => {
-                rename(&candidate, &rejected)?;
-                self.known.stamp = Stamp::of(&rejected);
-            }
-            Rejected::Remove => {
-                fs::remove_file(&candidate).map_err(Error::io(&candidate, "remove"))?;
-                self.known.stamp = None;
-            }
+            Rejected::Keep if written == *rejected => {}
+            Rejected::Keep => atomic_file::rename(&written, rejected, true)?,
+            Rejected::Remove => fs::remove_file(&written).map_err(Error::io(&written, "remove"))?,
+        }
+        // What fell back is no output for any other gates.
+        if *failure != Failure::Fallbacks {
+            self.known.stamp = Stamp::of(rejected);
         }
         self.save()?;
         Ok(self.known)
@@ -312,7 +309,7 @@ impl Work<'_> {
 
 /// Seconds before the try after this one: twice as long each time.
 pub(super) fn pause_after(spec: &Spec, attempt: u32) -> f64 {
-    (spec.retry_pause * f64::from(2_u32.saturating_pow(attempt.saturating_sub(1)))).clamp(0.0, LONGEST_PAUSE)
+    (spec.retry_pause.get() * f64::from(2_u32.saturating_pow(attempt.saturating_sub(1)))).clamp(0.0, LONGEST_PAUSE)
 }
 
 /// Waits so many seconds.
@@ -327,20 +324,6 @@ pub(super) fn wait(seconds: f64, progress: &dyn Progress) -> Result<()> {
         }
         std::thread::sleep(GLANCE);
     }
-    Ok(())
-}
-
-/// `m.gguf` as `m.WORD.gguf`.
-fn named(output: &Path, word: &str) -> PathBuf {
-    output.with_extension(format!("{word}.gguf"))
-}
-
-/// Renames within a folder, and waits until the disk has it.
-fn rename(from: &Path, to: &Path) -> Result<()> {
-    fs::rename(from, to).map_err(Error::io(to, "rename the finished file to"))?;
-    let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // Some network file systems cannot flush folders; the file itself is complete.
-    let _ = fs::File::open(folder).and_then(|folder| folder.sync_all());
     Ok(())
 }
 

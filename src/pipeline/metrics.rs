@@ -1,6 +1,6 @@
 //! A text file for scrapers (OpenMetrics 1.0, as the textfile collectors of node exporters read it), replaced whole whenever something changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -31,7 +31,7 @@ struct Inside {
 #[derive(Default)]
 struct Gathered {
     jobs: u64,
-    running: BTreeMap<String, u64>,
+    running: BTreeSet<String>,
     ended: BTreeMap<String, (PathBuf, Status, Numbers)>,
     retries: u64,
 }
@@ -74,11 +74,7 @@ impl Gathered {
     fn hear(&mut self, event: &Event) -> bool {
         match event {
             Event::BatchBegin { jobs, .. } => self.jobs = *jobs as u64,
-            Event::JobBegin { job, .. } => drop(self.running.insert(job.clone(), 0)),
-            Event::PhaseProgress { job, peak_memory, .. } => {
-                self.running.insert(job.clone(), *peak_memory);
-                return false;
-            }
+            Event::JobBegin { job, .. } => drop(self.running.insert(job.clone())),
             Event::Retry { .. } => self.retries += 1,
             Event::JobEnd { job, output, status, numbers, .. } => {
                 self.running.remove(job);

@@ -10,6 +10,7 @@ pub mod hub;
 pub mod job;
 pub mod key;
 pub mod metrics;
+pub mod places;
 pub mod plan;
 pub mod report;
 pub mod runner;

@@ -10,7 +10,8 @@ use serde::Serialize;
 
 use super::expand::Task;
 use super::key::Key;
-use super::state::{Job, Known, Stage};
+use super::places::Places;
+use super::state::{Folder, Job, Known};
 use crate::error::{Error, PipelineError, Result};
 use crate::util::units::Bytes;
 
@@ -52,6 +53,12 @@ pub struct Moments {
 
 /// Who knows what a `convert` command line will take.
 pub trait Planner: Sync {
+    /// Refuses what the command line of a gate would be refused for.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    fn check(&self, words: &[OsString]) -> Result<()>;
+
     /// The estimate; `timed` asks for seconds, for which a sample of the work is done.
     ///
     /// # Errors
@@ -124,26 +131,12 @@ impl Prepared {
 /// # Errors
 /// [`PipelineError::Foreign`] where the output would replace what is not this batch's.
 pub fn verdict(known: Option<Known>, key: &Key, output: &Path, force: bool) -> Result<Verdict> {
-    let Some(known) = known else {
-        return if force { Ok(Verdict::Todo) } else { vacant(output) };
-    };
-    let same = known.key == key.output && known.gates == key.gates;
-    match known.stage {
-        Stage::Done if same && known.stands() => return Ok(Verdict::Known(Box::new(known))),
-        // The same bytes would be rejected for the same reason.
-        Stage::Rejected if same => return Ok(Verdict::Known(Box::new(known))),
-        // Whatever stands there was checked to be ours when the job began.
-        Stage::Begun | Stage::Written => return Ok(Verdict::Todo),
-        _ => {}
-    }
-    let ours = known.owned.as_ref().is_some_and(super::key::Stamp::holds);
-    if ours || force { Ok(Verdict::Todo) } else { vacant(output) }
-}
-
-fn vacant(output: &Path) -> Result<Verdict> {
-    match fs::symlink_metadata(output) {
-        Ok(_) => Err(PipelineError::Foreign { path: output.to_path_buf() }.into()),
-        Err(_) => Ok(Verdict::Todo),
+    match known {
+        Some(known) if known.key == key.output && known.gates == key.gates && known.is_over() => {
+            Ok(Verdict::Known(Box::new(known)))
+        }
+        _ if force => Ok(Verdict::Todo),
+        known => Places::of(output).check(known.as_ref()).map(|()| Verdict::Todo),
     }
 }
 
@@ -157,11 +150,11 @@ pub struct Budget {
 }
 
 /// Refuses jobs that do not fit, in their order: those before them keep what they were given. Of the second moments those are kept that are
-/// `shared`.
-pub fn give_out(jobs: &mut [Prepared], shared: &BTreeSet<String>, budget: Budget) {
-    let mut free: BTreeMap<u64, u64> = BTreeMap::new();
-    let mut allowed = budget.disk.unwrap_or(u64::MAX);
-    let mut moments: Vec<String> = Vec::new();
+/// `shared`; the copies that are decoded for the gates are there for `at_a_time` jobs at once.
+pub fn give_out(jobs: &mut [Prepared], folder: &Folder, shared: &BTreeSet<String>, budget: Budget, at_a_time: usize) {
+    let mut disks = Disks { free: BTreeMap::new(), allowed: budget.disk.unwrap_or(u64::MAX) };
+    let mut moments: BTreeSet<String> = BTreeSet::new();
+    let mut copies = Copies { at_a_time, bytes: Vec::new() };
     for job in jobs.iter_mut().filter(|job| job.is_todo()) {
         let Some(estimate) = &job.estimate else { continue };
         let memory = job.memory();
@@ -169,25 +162,71 @@ pub fn give_out(jobs: &mut [Prepared], shared: &BTreeSet<String>, budget: Budget
             job.verdict = too_large("memory", memory, budget.memory);
             continue;
         }
-        let mut disk = estimate.bytes;
-        if job.task.gates.evaluates() {
-            disk += estimate.model_bytes; // a copy that is decoded for the evaluation
-        }
-        let name = job.second_moments().filter(|name| shared.contains(name) && !moments.contains(name));
-        if name.is_some() {
-            disk += estimate.second_moments.as_ref().map_or(0, |moments| moments.bytes);
-        }
-        let folder = existing_folder(&job.task.output);
-        let device = fs::metadata(&folder).map_or(0, |found| found.dev());
-        let left = free.entry(device).or_insert_with(|| free_bytes(&folder));
-        let least = (*left).min(allowed);
-        if disk > least {
-            job.verdict = too_large("disk", disk, least);
+        let is_kept = |name: &String| shared.contains(name) && !moments.contains(name);
+        let name = job.second_moments().filter(is_kept).filter(|name| !folder.second_moments(name).exists());
+        let kept = estimate.second_moments.as_ref().filter(|_| name.is_some()).map_or(0, |moments| moments.bytes);
+        let copy = if job.task.gates.evaluates() { estimate.model_bytes } else { 0 };
+        let (output, state) = (existing_folder(&job.task.output), existing_folder(&folder.second_moments("")));
+        let temporary = existing_folder(&folder.temporary(&job.job));
+        let wanted = [(&*output, estimate.bytes), (&*state, kept), (&*temporary, copies.more(copy))];
+        if let Err((needed, there)) = disks.take(&wanted) {
+            job.verdict = too_large("disk", needed, there);
             continue;
         }
-        *left -= disk;
-        allowed -= disk;
+        copies.bytes.push(copy);
         moments.extend(name);
+    }
+}
+
+/// Copies of models that are there only while a job is measured.
+struct Copies {
+    at_a_time: usize,
+    bytes: Vec<u64>,
+}
+
+impl Copies {
+    /// How much more is there at once, at most, with one of so many bytes.
+    fn more(&self, bytes: u64) -> u64 {
+        let at_once = |mut all: Vec<u64>| {
+            all.sort_unstable_by(|a, b| b.cmp(a));
+            all.iter().take(self.at_a_time).sum::<u64>()
+        };
+        at_once([&self.bytes[..], &[bytes]].concat()) - at_once(self.bytes.clone())
+    }
+}
+
+/// Disks, and what is left of them while it is given out.
+struct Disks {
+    /// Bytes by device.
+    free: BTreeMap<u64, u64>,
+    /// Bytes that may be written, on all together.
+    allowed: u64,
+}
+
+impl Disks {
+    /// Takes so many bytes in each of these folders, all or nothing.
+    ///
+    /// # Errors
+    /// What is needed and what is there, in bytes.
+    fn take(&mut self, wanted: &[(&Path, u64)]) -> std::result::Result<(), (u64, u64)> {
+        let mut needed: BTreeMap<u64, u64> = BTreeMap::new();
+        for (folder, bytes) in wanted {
+            let device = fs::metadata(folder).map_or(0, |found| found.dev());
+            self.free.entry(device).or_insert_with(|| free_bytes(folder));
+            *needed.entry(device).or_default() += bytes;
+        }
+        let all: u64 = needed.values().sum();
+        if all > self.allowed {
+            return Err((all, self.allowed));
+        }
+        if let Some((device, bytes)) = needed.iter().find(|(device, bytes)| **bytes > self.free[device]) {
+            return Err((*bytes, self.free[device]));
+        }
+        self.allowed -= all;
+        for (device, bytes) in needed {
+            self.free.entry(device).and_modify(|free| *free -= bytes);
+        }
+        Ok(())
     }
 }
 
@@ -208,23 +247,12 @@ fn free_bytes(folder: &Path) -> u64 {
     rustix::fs::statvfs(folder).map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
-/// Bytes of memory that are free for use, within the limit of the control group.
-pub fn free_memory() -> u64 {
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kibibytes = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
-    let number = |path: &str| fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
-    let group = number("/sys/fs/cgroup/memory.max");
-    let used = number("/sys/fs/cgroup/memory.current").unwrap_or(0);
-    let group = group.map_or(u64::MAX, |most| most.saturating_sub(used));
-    kibibytes.map_or(u64::MAX, |kibibytes| kibibytes * 1024).min(group)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::pipeline::key::Stamp;
     use crate::pipeline::spec::Spec;
+    use crate::pipeline::state::Stage;
     use crate::pipeline::{expand, state};
 
     fn key(output: &str) -> Key {
@@ -250,16 +278,23 @@ mod tests {
         assert!(matches!(says(with(Stage::Done, "k", true), false), Ok(Verdict::Known(_))));
         assert!(matches!(says(with(Stage::Done, "other", true), false), Ok(Verdict::Todo)));
         assert!(says(with(Stage::Failed, "k", false), false).is_err());
-        assert!(matches!(says(with(Stage::Begun, "k", false), false), Ok(Verdict::Todo)));
+        assert!(says(with(Stage::Begun, "k", false), false).is_err(), "somebody put it there since");
+        // A run ended between giving the file its name and saying so.
+        assert!(matches!(says(with(Stage::Written, "k", false), false), Ok(Verdict::Todo)));
         assert!(matches!(says(with(Stage::Rejected, "k", false), false), Ok(Verdict::Known(_))));
         fs::write(&output, "changed by hand").unwrap();
         assert!(says(with(Stage::Done, "k", true), false).is_err());
+        // The names beside it are the batch's once it began.
+        fs::remove_file(&output).unwrap();
+        fs::write(Places::of(&output).rejected, "mine").unwrap();
+        assert!(says(None, false).is_err());
+        assert!(matches!(says(with(Stage::Failed, "k", false), false), Ok(Verdict::Todo)));
     }
 
     #[test]
     fn jobs_that_do_not_fit_leave_room_for_others() {
         let dir = tempfile::tempdir().unwrap();
-        let folder = state::Folder::create(dir.path()).unwrap();
+        let folder = state::Folder::create(dir.path(), None).unwrap();
         let spec = "presets = [\"fast\"]\n[[model]]\nhf = \"a/b\"\n[[model]]\nhf = \"a/c\"\n[[model]]\nhf = \"a/d\"";
         let tasks = expand::expand(&Spec::parse(spec, Path::new("s")).unwrap()).unwrap();
         let estimate = |bytes: u64, work_memory: u64| Estimate {
@@ -286,13 +321,22 @@ mod tests {
             verdict: Verdict::Todo,
         };
         let mut jobs: Vec<_> = tasks.into_iter().zip(sizes).map(job).collect();
-        give_out(&mut jobs, &BTreeSet::new(), Budget { memory: 10, disk: Some(100) });
-        let fits: Vec<_> = jobs.iter().map(Prepared::is_todo).collect();
+        let given = |jobs: &mut [Prepared], memory, disk| {
+            give_out(jobs, &folder, &BTreeSet::new(), Budget { memory, disk }, 1);
+            jobs.iter().map(Prepared::is_todo).collect::<Vec<_>>()
+        };
+        let fits = given(&mut jobs, 10, Some(100));
         assert_eq!(fits, [true, false, true]);
         let Verdict::TooLarge(error) = &jobs[1].verdict else { panic!("{:?}", jobs[1].verdict) };
         assert_eq!(error.to_string(), "disk: 50 B needed, 40 B there");
         jobs[2].estimate = Some(estimate(40, 11));
-        give_out(&mut jobs, &BTreeSet::new(), Budget { memory: 10, disk: None });
-        assert!(!jobs[2].is_todo());
+        assert!(!given(&mut jobs, 10, None)[2]);
+    }
+
+    #[test]
+    fn copies_are_there_one_after_the_other() {
+        let copies = |at_a_time, bytes: &[u64]| Copies { at_a_time, bytes: bytes.to_vec() };
+        assert_eq!((copies(1, &[]).more(5), copies(1, &[5]).more(5), copies(1, &[5]).more(7)), (5, 0, 2));
+        assert_eq!((copies(2, &[5]).more(4), copies(2, &[5, 4]).more(6), copies(2, &[5, 4]).more(0)), (4, 2, 0));
     }
 }

@@ -1,7 +1,7 @@
 //! All jobs of a batch: prepared in the order of the file, run side by side as memory allows, counted at the end. One that fails stops no other.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,15 +9,19 @@ use serde::Serialize;
 
 use super::command;
 use super::events::{Event, Listener, Status};
-use super::expand::{Origin, Task};
+use super::expand::{HubModel, Origin, Task};
 use super::gates;
 use super::hub::Hub;
 use super::job::{self, Finish, Workshop};
 use super::key::{Hashes, Key};
+use super::places::Places;
 use super::plan::{Planner, Prepared, Verdict, verdict};
 use super::spec::{OnFailure, Spec};
 use super::state::{Folder, Known, Numbers, Stage};
+use crate::corpus::SourceSpec;
 use crate::error::{Class, Error, PipelineError, Result};
+use crate::gguf::Source;
+use crate::util::atomic_file;
 use crate::util::progress::Progress;
 
 /// How long a job that another run is at is left alone.
@@ -51,29 +55,27 @@ impl Preparation<'_> {
     /// Finds out about every job what can be known before any runs. What is wrong with one is its verdict.
     ///
     /// # Errors
-    /// An interruption; a state that cannot be written.
+    /// A state that cannot be written. After an interruption nothing more is found out; [`run`] begins nothing then.
     pub fn all(&self, tasks: Vec<Task>) -> Result<Vec<Prepared>> {
         let hashes = Hashes::new(self.folder.hashes());
         tasks.into_iter().map(|task| self.one(task, &hashes)).collect()
     }
 
     fn one(&self, task: Task, hashes: &Hashes) -> Result<Prepared> {
-        if self.progress.interrupted() {
-            return Err(Error::Interrupted);
-        }
         let (job, recipe) = (self.folder.job(&task.output)?, self.folder.recipe(&task.recipe)?);
         let (model, key, estimate, verdict) = (PathBuf::new(), None, None, Verdict::Todo);
         let mut prepared = Prepared { task, model, key, job, recipe, estimate, verdict };
-        match self.look(&mut prepared, hashes) {
-            Ok(()) => {}
-            Err(Error::Interrupted) => return Err(Error::Interrupted),
-            Err(error) => prepared.verdict = Verdict::Refused(error),
+        if !self.progress.interrupted() {
+            match self.look(&mut prepared, hashes) {
+                Ok(()) | Err(Error::Interrupted) => {}
+                Err(error) => prepared.verdict = Verdict::Refused(error),
+            }
         }
         Ok(prepared)
     }
 
     fn look(&self, prepared: &mut Prepared, hashes: &Hashes) -> Result<()> {
-        prepared.model = self.model(&prepared.task)?;
+        prepared.model = self.model(&prepared.task, hashes)?;
         let key = Key::of(&prepared.task, &prepared.model, hashes, self.progress)?;
         prepared.verdict = verdict(prepared.job.load()?, &key, &prepared.task.output, self.force)?;
         prepared.key = Some(key);
@@ -81,6 +83,10 @@ impl Preparation<'_> {
             return Ok(());
         }
         let Prepared { task, model, recipe, .. } = &*prepared;
+        check_inputs(task, model)?;
+        if task.gates.evaluates() {
+            self.planner.check(&command::evaluate(task, model, &task.output))?;
+        }
         let estimate = self.planner.plan(&command::plan(task, model, recipe, &task.output), self.timed)?;
         let early =
             Numbers { bits_per_weight: estimate.bits_per_weight, expert_share: Some(f64::MAX), ..Numbers::default() };
@@ -93,28 +99,41 @@ impl Preparation<'_> {
         Ok(())
     }
 
-    fn model(&self, task: &Task) -> Result<PathBuf> {
+    fn model(&self, task: &Task, hashes: &Hashes) -> Result<PathBuf> {
         match &task.origin {
             Origin::File(path) => Ok(path.clone()),
             Origin::Nothing(pattern) => Err(PipelineError::NoModel { pattern: pattern.clone() }.into()),
-            Origin::Hub(model) => {
-                let hub = Hub { offline: self.hub.offline || self.dry, ..self.hub.clone() };
-                let mut attempt = 1;
-                loop {
-                    match hub.get(model, self.listener, self.progress) {
-                        Err(error) if attempt <= self.spec.retries && error.is_transient() => {
-                            let pause = job::pause_after(self.spec, attempt);
-                            let (job, message) = (task.name.clone(), error.to_string());
-                            self.listener.hear(&Event::Retry { job, attempt, pause, message });
-                            job::wait(pause, self.progress)?;
-                            attempt += 1;
-                        }
-                        got => return got,
-                    }
+            Origin::Hub(model) if self.dry => self.hub.locate(model).ok_or_else(|| {
+                PipelineError::NotFetched { repository: model.repository.clone(), file: model.file.clone() }.into()
+            }),
+            Origin::Hub(model) => self.fetch(task, model, hashes),
+        }
+    }
+
+    fn fetch(&self, task: &Task, model: &HubModel, hashes: &Hashes) -> Result<PathBuf> {
+        let mut attempt = 1;
+        loop {
+            match self.hub.get(model, hashes, self.listener, self.progress) {
+                Err(error) if attempt <= self.spec.retries && error.is_transient() => {
+                    let pause = job::pause_after(self.spec, attempt);
+                    let (job, message) = (task.name.clone(), error.to_string());
+                    self.listener.hear(&Event::Retry { job, attempt, pause, message });
+                    job::wait(pause, self.progress)?;
+                    attempt += 1;
                 }
+                got => return got,
             }
         }
     }
+}
+
+/// Refuses outputs that would replace what they are made of, or what they are measured on.
+fn check_inputs(task: &Task, model: &Path) -> Result<()> {
+    let source = Source::open(model)?;
+    let texts = task.calibration.sources.iter().flatten().chain(task.gates.texts.iter().flatten());
+    let specs = texts.map(|text| SourceSpec::parse(text)).collect::<Result<Vec<_>>>()?;
+    let inputs: Vec<&Path> = source.shards().chain(specs.iter().filter_map(SourceSpec::path)).collect();
+    Places::of(&task.output).all().into_iter().try_for_each(|path| atomic_file::check_inputs(path, &inputs))
 }
 
 /// The second moments that more than one job needs.
@@ -170,17 +189,20 @@ impl Summary {
 
     /// The exit code: 130 for an interruption, 4 where gates alone rejected, the code of the failures where they are alike, else 1.
     pub fn exit_code(&self) -> u8 {
-        let bad: Vec<&JobResult> = self.jobs.iter().filter(|job| !job.status.is_good()).collect();
-        if bad.iter().any(|job| job.status == Status::Interrupted) {
+        let bad = || self.jobs.iter().filter(|job| !job.status.is_good());
+        if bad().any(|job| job.status == Status::Interrupted) {
             return Class::Interrupted.code();
         }
-        let mut codes: BTreeSet<u8> =
-            bad.iter().filter(|job| job.status != Status::NotBegun).map(|job| job.class.code()).collect();
-        match (codes.pop_first(), codes.is_empty()) {
-            (None, _) => 0,
-            (Some(code), true) => code,
-            (Some(_), false) => Class::Failed.code(),
-        }
+        common_code(bad().filter(|job| job.status != Status::NotBegun).map(|job| job.class))
+    }
+}
+
+/// The exit code of several failures: theirs where they are alike, 1 where they differ, 0 where there are none.
+pub fn common_code(classes: impl Iterator<Item = Class>) -> u8 {
+    let codes: BTreeSet<u8> = classes.map(Class::code).collect();
+    match codes.len() {
+        0 | 1 => codes.first().copied().unwrap_or(0),
+        _ => Class::Failed.code(),
     }
 }
 
@@ -263,6 +285,7 @@ impl Floor<'_> {
     fn next(&self) -> Option<usize> {
         loop {
             let mut board = self.lock();
+            board.stopped |= self.shop.progress.interrupted();
             if board.stopped || (board.waiting.is_empty() && board.running == 0) {
                 return None;
             }

@@ -36,7 +36,7 @@ pub struct Spec<O = toml::Table> {
     pub retries: u32,
     /// Seconds before the second try; each further one waits twice as long.
     #[serde(default = "default_pause")]
-    pub retry_pause: f64,
+    pub retry_pause: Limit,
     /// Jobs at a time.
     pub jobs: Option<u32>,
     /// Memory of all jobs that run at a time.
@@ -56,7 +56,34 @@ pub struct Spec<O = toml::Table> {
     #[serde(default)]
     pub types: Types,
     /// The models.
-    pub model: Vec<Model<O>>,
+    pub model: Vec<toml::Spanned<Model<O>>>,
+}
+
+/// A number that is neither negative nor infinite, and one at all.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct Limit(f64);
+
+impl Limit {
+    /// The number.
+    pub fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl From<Limit> for f64 {
+    fn from(limit: Limit) -> f64 {
+        limit.0
+    }
+}
+
+impl TryFrom<f64> for Limit {
+    type Error = String;
+
+    fn try_from(number: f64) -> std::result::Result<Self, String> {
+        let fits = number.is_finite() && number >= 0.0;
+        if fits { Ok(Self(number)) } else { Err(format!("{number} is no number from 0 up")) }
+    }
 }
 
 /// What becomes of the jobs after one that failed.
@@ -154,11 +181,11 @@ table! {
     /// What an output must reach.
     Gates {
         /// KL divergence from the source, at most, in nats.
-        max_kld: f64;
+        max_kld: Limit;
         /// Bits a weight over the whole model, at most.
-        max_bits: f64;
+        max_bits: Limit;
         /// What every expert must have seen of the calibration text, as a share of an even split.
-        min_expert_share: f64;
+        min_expert_share: Limit;
         /// The texts that the divergence is measured on: files or data sets.
         texts: Vec<String>;
         /// Chunks of each text, at most.
@@ -210,8 +237,8 @@ fn default_retries() -> u32 {
     2
 }
 
-fn default_pause() -> f64 {
-    1.0
+fn default_pause() -> Limit {
+    Limit(1.0)
 }
 
 impl Spec {
@@ -239,16 +266,18 @@ impl Spec {
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
         parse::<Spec<Changes>>(text, path)?; // recipe keys are checked where their lines are known
         let spec: Spec = parse(text, path)?;
-        let lines = text.lines().enumerate().filter(|(_, line)| line.trim().starts_with("[[model]]"));
-        let lines: Vec<usize> = lines.map(|(index, _)| index + 1).collect();
-        for (index, model) in spec.model.iter().enumerate() {
-            let line = lines.get(index).copied().unwrap_or(1);
-            if let Some(problem) = problem_of(model) {
-                return Err(invalid(path, line, None, problem).into());
+        for model in &spec.model {
+            if let Some(problem) = problem_of(model.get_ref()) {
+                return Err(invalid(path, line_at(text, model.span().start), None, problem).into());
             }
         }
         Ok(spec)
     }
+}
+
+/// The line of a byte, from 1.
+fn line_at(text: &str, at: usize) -> usize {
+    1 + text[..at.min(text.len())].matches('\n').count()
 }
 
 /// What does not go together in an entry of models.
@@ -279,7 +308,7 @@ fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
         let message = error.message();
         // What serde says of unknown keys names them already.
         let key = key.filter(|key| !key.is_empty() && !message.starts_with("unknown field"));
-        invalid(path, 1 + text[..at].matches('\n').count(), key, message).into()
+        invalid(path, line_at(text, at), key, message).into()
     })
 }
 
@@ -321,6 +350,12 @@ mod tests {
         );
         assert!(error("memory = 4\n[[model]]\npath = \"m\"").contains("a size in quotes"));
         assert!(error("a = [").starts_with("b.toml: line 1: "));
+        for value in ["nan", "-1", "inf"] {
+            let text = format!("[gates]\nmax-bits = {value}\n[[model]]\npath = \"m\"");
+            assert!(error(&text).starts_with("b.toml: line 2: `max-bits`: "), "{}", error(&text));
+            let text = format!("retry-pause = {value}\n[[model]]\npath = \"m\"");
+            assert!(error(&text).starts_with("b.toml: line 1: `retry-pause`: "), "{}", error(&text));
+        }
     }
 
     #[test]
@@ -328,6 +363,8 @@ mod tests {
         assert_eq!(error("\n[[model]]\nname = \"x\""), "b.toml: line 2: a model needs `path` or `hf`");
         let two = "[[model]]\npath = \"m\"\n[[model]]\npath = \"m\"\nhf = \"a/b\"";
         assert_eq!(error(two), "b.toml: line 3: a model has either `path` or `hf`");
+        assert_eq!(error("\n[[ model ]]\nname = \"x\""), "b.toml: line 2: a model needs `path` or `hf`");
+        assert_eq!(error("model = [\n{ name = \"x\" }]"), "b.toml: line 2: a model needs `path` or `hf`");
         assert_eq!(error("[[model]]\nhf = \"a\""), "b.toml: line 1: `hf` is owner/name");
         assert!(error("output = \"x\"").contains("missing field `model`"));
     }

@@ -18,19 +18,23 @@ const VERSION: u32 = 1;
 #[derive(Debug, Clone)]
 pub struct Folder {
     root: PathBuf,
+    temporary: PathBuf,
 }
 
 impl Folder {
-    /// Makes the folder and those in it.
+    /// Makes the folder and those in it. Temporary files come into it too, or below the folder that the user has for such.
     ///
     /// # Errors
     /// What the operating system says.
-    pub fn create(root: &Path) -> Result<Self> {
-        for part in ["jobs", "hashes", "statistics", "recipes", "logs", "temporary"] {
-            let path = root.join(part);
-            fs::create_dir_all(&path).map_err(Error::io(&path, "create the folder"))?;
+    pub fn create(root: &Path, temporary: Option<PathBuf>) -> Result<Self> {
+        let absolute = std::path::absolute(root).map_err(Error::io(root, "find"))?;
+        let own = || format!("tcq4-batch-{}", short(&sha256_hex(absolute.as_os_str().as_encoded_bytes())));
+        let temporary = temporary.map_or_else(|| root.join("temporary"), |folder| folder.join(own()));
+        let parts = ["jobs", "hashes", "statistics", "recipes", "logs"].map(|part| root.join(part));
+        for path in parts.iter().chain([&temporary]) {
+            fs::create_dir_all(path).map_err(Error::io(path, "create the folder"))?;
         }
-        Ok(Self { root: root.to_path_buf() })
+        Ok(Self { root: root.to_path_buf(), temporary })
     }
 
     /// Where the hashes of sources are kept.
@@ -55,7 +59,7 @@ impl Folder {
 
     /// Where the processes of a job put temporary files: whoever holds the lock of the job may clear it.
     pub fn temporary(&self, job: &Job) -> PathBuf {
-        self.root.join("temporary").join(&job.id)
+        self.temporary.join(&job.id)
     }
 
     /// What the processes of a job said.
@@ -103,9 +107,9 @@ impl Folder {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stage {
-    /// Begun; whatever stands under the output's names is this job's.
+    /// Begun; what stands under the names beside the output's own is this job's.
     Begun,
-    /// Written under a name of its own, and still to pass the gates.
+    /// Written under a name beside its own, and still to pass the gates.
     Written,
     /// Done, with all gates passed.
     Done,
@@ -178,6 +182,27 @@ impl Known {
     pub fn stands(&self) -> bool {
         self.stamp.as_ref().is_some_and(Stamp::holds)
     }
+
+    /// Whether nothing is left to do where its keys are the same: it is there, or would be rejected for the same reason.
+    pub fn is_over(&self) -> bool {
+        match self.stage {
+            Stage::Done => self.stands(),
+            Stage::Rejected => true,
+            Stage::Begun | Stage::Written | Stage::Failed => false,
+        }
+    }
+
+    /// The file that was left, where it is now: a run may have ended between giving it its name and saying so.
+    pub fn left(&self, output: &Path) -> Option<Stamp> {
+        let stamp = self.stamp.as_ref()?;
+        [stamp.clone(), Stamp { path: output.to_path_buf(), ..stamp.clone() }].into_iter().find(Stamp::holds)
+    }
+
+    /// Whether what lies under the output's name is this batch's.
+    pub fn owns(&self, output: &Path) -> bool {
+        let published = || self.left(output).is_some_and(|stamp| stamp.path == output);
+        self.owned.as_ref().is_some_and(Stamp::holds) || published()
+    }
 }
 
 /// A job's place in the folder.
@@ -240,7 +265,7 @@ mod tests {
     #[test]
     fn a_job_is_taken_once_and_comes_back_as_it_was() {
         let dir = tempfile::tempdir().unwrap();
-        let folder = Folder::create(&dir.path().join("state")).unwrap();
+        let folder = Folder::create(&dir.path().join("state"), None).unwrap();
         let job = folder.job(&dir.path().join("out.gguf")).unwrap();
         assert_eq!(job.load().unwrap(), None);
         let held = job.lock().unwrap();

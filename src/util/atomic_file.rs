@@ -93,19 +93,9 @@ impl AtomicFile {
 
     /// Gives the file its name; for several outputs that were all [`AtomicFile::sync`]ed before.
     pub fn publish(mut self) -> Result<()> {
-        let renamed = if self.force { fs::rename(&self.temp, &self.path) } else { rename_new(&self.temp, &self.path) };
-        renamed.map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => ModelError::OutputExists { path: self.path.clone() }.into(),
-            _ => Error::io(&self.path, "rename the finished file to")(error),
-        })?;
+        move_to(&self.temp, &self.path, self.force)?;
         self.published = true;
-        match self.folder.sync_all() {
-            // Some network file systems cannot flush folders; the file itself is complete.
-            Err(error) if !matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
-                Err(Error::io(&self.path, "flush the folder of")(error))
-            }
-            _ => Ok(()),
-        }
+        sync_folder(&self.folder, &self.path)
     }
 }
 
@@ -125,13 +115,42 @@ pub fn write(path: &Path, force: bool, inputs: &[&Path], bytes: &[u8]) -> Result
     file.commit()
 }
 
+/// Gives a complete file of the same folder the name `path`, and waits until the disk has it. Without `force`, a file of that name is not replaced.
+pub fn rename(file: &Path, path: &Path, force: bool) -> Result<()> {
+    let folder = open_folder(folder_of(path))?;
+    move_to(file, path, force)?;
+    sync_folder(&folder, path)
+}
+
+fn move_to(file: &Path, path: &Path, force: bool) -> Result<()> {
+    let renamed = if force { fs::rename(file, path) } else { rename_new(file, path) };
+    renamed.map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => ModelError::OutputExists { path: path.to_path_buf() }.into(),
+        _ => Error::io(path, "rename the finished file to")(error),
+    })
+}
+
+fn sync_folder(folder: &File, path: &Path) -> Result<()> {
+    match folder.sync_all() {
+        // Some network file systems cannot flush folders; the file itself is complete.
+        Err(error) if !matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
+            Err(Error::io(path, "flush the folder of")(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks that an output is none of the files that it is made of, through whatever links.
+pub fn check_inputs(path: &Path, inputs: &[&Path]) -> Result<()> {
+    let input = inputs.iter().find(|input| same_file(path, input));
+    input.map_or(Ok(()), |input| {
+        Err(ModelError::OutputIsInput { path: path.to_path_buf(), input: input.to_path_buf() }.into())
+    })
+}
+
 /// Checks that an output could be created at `path`, so that long work can be refused before it begins.
 pub fn check_target(path: &Path, force: bool, inputs: &[&Path]) -> Result<()> {
-    for input in inputs {
-        if same_file(path, input) {
-            return Err(ModelError::OutputIsInput { path: path.to_path_buf(), input: input.to_path_buf() }.into());
-        }
-    }
+    check_inputs(path, inputs)?;
     let Ok(existing) = fs::symlink_metadata(path) else { return check_folder(path) };
     if existing.is_dir() {
         return Err(Error::io(path, "write to")(io::ErrorKind::IsADirectory.into()));
@@ -153,7 +172,8 @@ fn check_folder(path: &Path) -> Result<()> {
     rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK).map_err(|e| Error::io(path, "create")(e.into()))
 }
 
-fn folder_of(path: &Path) -> &Path {
+/// The folder that a file lies in, as its path says it; `.` where that says nothing.
+pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

@@ -111,6 +111,23 @@ fn what_is_done_is_not_done_again_and_what_changed_is() {
     assert_eq!(statuses(&run(0)), ["tiny-llama/fast: skipped", "tiny-llama/best: skipped"]);
     // Another gate: the output is there, and only measured again.
     dir.write("b.toml", two_jobs().replace("max-kld = 0.5", "max-kld = 0.4").as_bytes());
+    let measured = record(&dir.tcq4("batch b.toml --json --events e.jsonl"), 0);
+    assert_eq!(statuses(&measured), ["tiny-llama/fast: done", "tiny-llama/best: done"]);
+    assert!(outputs(&dir) == first);
+    let phases: BTreeSet<String> =
+        events(&dir, "e.jsonl").iter().filter_map(|event| Some(event["phase"].as_str()?.to_owned())).collect();
+    assert!(
+        phases.contains("KL divergence") && !phases.contains("calibrate") && !phases.contains("quantize"),
+        "{phases:?}"
+    );
+    // A gate that it does not pass takes its name away, and one that it passes gives it back.
+    dir.write("b.toml", two_jobs().replace("max-kld = 0.5", "max-kld = 1e-9").as_bytes());
+    assert_eq!(statuses(&run(4)), ["tiny-llama/fast: rejected", "tiny-llama/best: rejected"]);
+    assert_eq!(
+        outputs(&dir).into_keys().collect::<Vec<_>>(),
+        ["tiny-llama-best.rejected.gguf", "tiny-llama-fast.rejected.gguf"]
+    );
+    dir.write("b.toml", two_jobs().as_bytes());
     assert_eq!(statuses(&run(0)), ["tiny-llama/fast: done", "tiny-llama/best: done"]);
     assert!(outputs(&dir) == first);
     // Another text: other statistics, other outputs.
@@ -194,6 +211,96 @@ fn a_signal_ends_it_and_the_next_run_goes_on() {
     let kept = statistics.into_iter().any(|entry| entry.file_name().to_string_lossy().ends_with(".partial"));
     assert!(kept, "the text that was done is kept");
     assert!(outputs(&dir).is_empty());
+    let before = events(&dir, "e.jsonl").len();
+    dir.tcq4("batch b.toml --events e.jsonl").ok();
+    let all = events(&dir, "e.jsonl").split_off(before);
+    let first = all.iter().find(|event| event["event"] == "phase-progress" && event["phase"] == "calibrate").unwrap();
+    let (done, total) = (first["done"].as_u64().unwrap(), first["total"].as_u64().unwrap());
+    assert!(done > total / 48, "after one chunk at the latest it would stand at {}: {done}", total / 48);
+}
+
+#[test]
+fn what_fell_back_is_no_output_where_that_is_refused() {
+    // So little memory makes GPTQ round blocks of columns by themselves.
+    let batch = |gate: &str| {
+        format!(
+            "output = \"out/m.gguf\"\npresets = [\"p\"]\n{gate}\n{}[types]\nstrict = true\n[preset.p]\nrounding = \"gptq\"\n\
+             memory = \"3M\"\n[[model]]\npath = \"{}\"\n",
+            calibration(),
+            fixture("models/tiny-llama-f16.gguf").display()
+        )
+    };
+    let dir = dir(&batch(""));
+    let run = |code| record(&dir.tcq4("batch b.toml --json"), code);
+    for gate in ["", "gates = { max-bits = 16 }", "rejected = \"remove\"\ngates = { max-bits = 15 }"] {
+        dir.write("b.toml", batch(gate).as_bytes());
+        let found = run(4);
+        assert_eq!(found["jobs"][0]["status"], "rejected", "{gate}: {found}");
+        assert_eq!(found["jobs"][0]["message"], "steps fell back, which `strict` refuses");
+        assert!(!dir.file("out/m.gguf").exists() && !dir.file("out/m.unchecked.gguf").exists());
+    }
+}
+
+#[test]
+fn a_pattern_and_its_outputs_lie_in_one_folder() {
+    let dir = dir(&(without_text(2).replace("out/{preset}", "{name}-{preset}").replace("m.gguf", "*.gguf")));
+    TinyModel { layers: 1, ..TinyModel::default() }.write(&dir.file("m.gguf"));
+    for status in ["done", "skipped"] {
+        let found = record(&dir.tcq4("batch b.toml --json"), 0);
+        assert_eq!(statuses(&found), [format!("m/p0: {status}"), format!("m/p1: {status}")]);
+    }
+}
+
+#[test]
+fn what_others_wrote_is_not_replaced() {
+    let dir = dir(&without_text(1));
+    TinyModel { layers: 1, ..TinyModel::default() }.write(&dir.file("m.gguf"));
+    std::fs::create_dir(dir.file("out")).unwrap();
+    for name in ["out/p0.gguf", "out/p0.unchecked.gguf", "out/p0.rejected.gguf"] {
+        dir.write(name, b"mine");
+        let found = record(&dir.tcq4("batch b.toml --json"), 3);
+        let message = format!("{name}: the file exists already, and is not what this batch wrote");
+        assert_eq!(found["jobs"][0]["message"], message.as_str());
+        assert_eq!(dir.read(name), b"mine");
+        std::fs::remove_file(dir.file(name)).unwrap();
+    }
+    // Not even with --force where it is the model itself, or a text.
+    dir.write("b.toml", without_text(1).replace("out/{preset}.gguf", "m.gguf").as_bytes());
+    let model = dir.read("m.gguf");
+    let found = record(&dir.tcq4("batch b.toml --json --force"), 3);
+    assert_eq!(found["jobs"][0]["status"], "failed", "{found}");
+    assert!(dir.read("m.gguf") == model);
+}
+
+#[test]
+fn a_gate_that_cannot_be_measured_is_told_before_the_work() {
+    let dir = dir(&(without_text(1) + "[gates]\nmax-kld = 1\ntexts = [\"x:0.5:0.5\"]\nctx = 1\n"));
+    TinyModel { layers: 1, ..TinyModel::default() }.write(&dir.file("m.gguf"));
+    let found = record(&dir.tcq4("batch b.toml --json --events e.jsonl"), 3);
+    assert_eq!(found["jobs"][0]["status"], "failed", "{found}");
+    assert!(!events(&dir, "e.jsonl").iter().any(|event| event["event"] == "job-begin"));
+}
+
+#[test]
+fn rounding_layer_by_layer_goes_on_where_it_was_and_not_with_other_settings() {
+    let batch = |refine: u32| {
+        let preset = format!("[preset.s]\npreset = \"best\"\nsequential = true\nlayer-batch = 1\nrefine = {refine}\n");
+        jobs_of("\"s\"") + &preset
+    };
+    let dir = dir(&batch(0));
+    let mut child = dir.start("batch b.toml --events e.jsonl");
+    let begun = Instant::now();
+    let partial = || dir.file("out/tiny-llama-s.unchecked.gguf.partial").exists();
+    while !partial() && child.try_wait().unwrap().is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no layer is done");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(partial(), "the run was over before it was killed");
+    dir.write("b.toml", batch(1).as_bytes());
+    dir.tcq4("batch b.toml").ok();
+    assert!(!partial());
 }
 
 #[test]
@@ -266,7 +373,7 @@ fn what_may_pass_is_tried_again_and_nothing_else() {
     let dir = dir(&(without_text(1) + "\n").replace("presets", "retry-pause = 0.2\nretries = 5\npresets"));
     TinyModel::default().write(&dir.file("m.gguf"));
     std::fs::create_dir(dir.file("out")).unwrap();
-    let part = std::fs::File::create(dir.file("out/.p0.gguf.part")).unwrap();
+    let part = std::fs::File::create(dir.file("out/.p0.unchecked.gguf.part")).unwrap();
     part.lock().unwrap();
     let child = dir.start("batch b.toml --events e.jsonl");
     let begun = Instant::now();
@@ -304,7 +411,7 @@ fn jobs_that_do_not_fit_are_not_begun() {
     }
     assert!(!events(&dir, "e.jsonl").iter().any(|event| event["event"] == "job-begin"));
     // The first fits, the second does not any more.
-    let found = record(&dir.tcq4("batch b.toml --json --disk 12M"), 3);
+    let found = record(&dir.tcq4("batch b.toml --json --disk 10M"), 3);
     assert_eq!(statuses(&found), ["tiny-llama/fast: done", "tiny-llama/best: too-large"]);
 }
 

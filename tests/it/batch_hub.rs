@@ -116,3 +116,57 @@ fn a_repository_that_is_not_there_is_told() {
     assert!(message.starts_with("hf:own/other: ") && message.contains("404"), "{message}");
     assert_eq!(server.requests().len(), 1, "an answer like this is not asked for again");
 }
+
+#[test]
+fn what_a_pattern_means_is_asked_for_where_the_cache_has_a_part() {
+    let (dir, body) = (dir(), model());
+    let repository = dir.file("hf/hub/models--own--tiny");
+    let snapshot = repository.join("snapshots").join(COMMIT);
+    for folder in [&repository.join("refs"), &snapshot] {
+        std::fs::create_dir_all(folder).unwrap();
+    }
+    std::fs::write(repository.join("refs/v1"), COMMIT).unwrap();
+    std::fs::write(snapshot.join("tiny-Q4_K.gguf"), b"another tool fetched this").unwrap();
+    let server = hub(body, &hex(&Sha256::digest(body)));
+    let (code, found) = run(&dir, Some(&server), "batch b.toml --json");
+    assert_eq!(code, Some(0), "{found}");
+    assert!(found["jobs"][0]["model"].as_str().unwrap().ends_with("tiny-f16.gguf"), "{found}");
+    // A file by its name is not asked for again.
+    let before = server.requests().len();
+    dir.write("b.toml", (BATCH.to_owned() + "file = \"tiny-f16.gguf\"\n").as_bytes());
+    let (code, found) = run(&dir, Some(&server), "batch b.toml --json");
+    assert_eq!((code, found["jobs"][0]["status"].as_str()), (Some(0), Some("skipped")), "{found}");
+    assert_eq!(server.requests().len(), before);
+}
+
+#[test]
+fn a_plan_says_what_would_be_fetched() {
+    let (dir, body) = (dir(), model());
+    let server = hub(body, &hex(&Sha256::digest(body)));
+    let (code, found) = run(&dir, Some(&server), "batch b.toml --json --dry-run");
+    assert_eq!((code, found["jobs"][0]["plan"].as_str()), (Some(0), Some("to fetch")), "{found}");
+    assert!(server.requests().is_empty());
+}
+
+#[test]
+fn a_server_that_is_busy_is_asked_again_and_whole_files_are_kept() {
+    let (dir, body) = (dir(), model());
+    let sha256 = hex(&Sha256::digest(body));
+    let part = |number: u32| format!("tiny-f16-0000{number}-of-00002.gguf");
+    let server = Server::start(move |request, before| match request.path.rsplit('/').next().unwrap_or_default() {
+        "v1" => {
+            let files = [part(1), part(2)].map(|name| json!({ "rfilename": name }));
+            Reply::ok(json!({ "siblings": files, "sha": COMMIT }).to_string().as_bytes())
+        }
+        name if name == part(1) => file(request, body, &sha256),
+        // The second shard comes from a server that is overloaded twice.
+        _ if before < 6 => Reply::status(503),
+        _ => file(request, body, &sha256),
+    });
+    let (code, found) = run(&dir, Some(&server), "batch b.toml --json");
+    // Both are whole. (The first says nothing of a second one, so it is a model by itself.)
+    assert_eq!((code, found["jobs"][0]["status"].as_str()), (Some(0), Some("done")), "{found}");
+    let of = |name: String| server.requests().iter().filter(|request| request.path.ends_with(&name)).count();
+    assert_eq!(of("v1".to_owned()), 3, "asked again after each failure");
+    assert!(of(part(1)) < of(part(2)), "{} and {}", of(part(1)), of(part(2)));
+}

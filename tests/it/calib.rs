@@ -299,7 +299,7 @@ mod runs {
         let chunk_count = chunks.len() as u32;
         for chunk in chunks {
             context.clear();
-            collector.begin_chunk(Wanted { sums: true, rows: vec![chunk] });
+            collector.begin_chunk(Wanted { sums: true, rows: vec![chunk], rows_before: chunk });
             context.decode_observed(&text.get(chunk), &mut collector).unwrap();
         }
         let (entries, groups) = collector.finish();

@@ -99,9 +99,9 @@ fn bad_batches_are_refused_before_llama_sees_them() {
 fn collect(model: &Model, options: &ContextOptions, chunks: &[Vec<i32>]) -> Collector {
     let mut context = Context::new(model, options).unwrap();
     let mut collector = Collector::new(true);
-    for chunk in chunks {
+    for (index, chunk) in chunks.iter().enumerate() {
         context.clear();
-        collector.begin_chunk(Wanted { sums: true, rows: vec![3, 50] });
+        collector.begin_chunk(Wanted { sums: true, rows: vec![3, 50], rows_before: 2 * index });
         context.decode_observed(chunk, &mut collector).unwrap();
     }
     collector
@@ -138,9 +138,9 @@ fn leaving_the_graph_early_changes_nothing() {
     let chunks = [tokens(64, 11), tokens(64, 5), tokens(20, 3)];
     // Each in a context of its own: the first graph of a context always runs to its end.
     let mut apart = Collector::new(true);
-    for chunk in &chunks {
+    for (index, chunk) in chunks.iter().enumerate() {
         let mut context = Context::new(&model, &observed(1, CTX)).unwrap();
-        apart.begin_chunk(Wanted { sums: true, rows: vec![3, 50] });
+        apart.begin_chunk(Wanted { sums: true, rows: vec![3, 50], rows_before: 2 * index });
         context.decode_observed(chunk, &mut apart).unwrap();
     }
     assert_eq!(collect(&model, &observed(1, CTX), &chunks).entries(), apart.entries());
@@ -162,7 +162,7 @@ fn sample_rows_are_counted_across_graphs() {
     let chunks = [tokens(64, 11)];
     let (whole, pieces) = (collect(&model, &observed(1, CTX), &chunks), collect(&model, &observed(1, 16), &chunks));
     for (a, b) in whole.entries().iter().zip(pieces.entries()) {
-        assert_eq!((&a.weights, &a.stats.counts, a.rows.len()), (&b.weights, &b.stats.counts, b.rows.len()));
+        assert_eq!((&a.weights, &a.sums.counts, &a.turns), (&b.weights, &b.sums.counts, &b.turns));
         let worst = a.rows.data.iter().zip(&b.rows.data).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
         assert!(worst < LOGITS_TOLERANCE, "{:?}: {worst}", a.weights);
     }
@@ -273,7 +273,7 @@ fn errors_and_panics_of_an_observer_come_out_of_decode() {
     // The context is as good as before.
     context.clear();
     let mut collector = Collector::new(false);
-    collector.begin_chunk(Wanted { sums: true, rows: vec![] });
+    collector.begin_chunk(Wanted { sums: true, ..Wanted::default() });
     context.decode_observed(&tokens(64, 11), &mut collector).unwrap();
     assert_eq!(collector.entries().len(), 8);
 }

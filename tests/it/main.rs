@@ -51,6 +51,7 @@ mod model;
 mod moments;
 #[cfg(feature = "llama")]
 mod moments_runs;
+mod parts;
 #[cfg(feature = "llama")]
 mod patches;
 mod prepare;
@@ -63,5 +64,7 @@ mod safety;
 mod salience;
 #[cfg(feature = "llama")]
 mod sequential;
+#[cfg(feature = "llama")]
+mod shards;
 mod support;
 mod tiny_forward;

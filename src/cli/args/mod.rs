@@ -76,7 +76,7 @@ pub(crate) enum Command {
     Quantize(QuantizeArgs),
     /// Turn a TCQ4 model back into F16, BF16 or F32, so that any tool can read it
     Dequantize(DequantizeArgs),
-    /// Add up statistics or second moments of parts of a calibration text
+    /// Put together what several machines made: parts of statistics, of second moments, of a model
     Merge(MergeArgs),
     /// Show what is in a GGUF file
     Inspect(InspectArgs),

@@ -7,7 +7,8 @@ use clap::Args;
 use super::device::DeviceArgs;
 use super::sequential::SequentialArgs;
 use super::shared::{CalibrationArgs, PermsOutputArgs, ProductionArgs};
-use crate::cli::values::{FloatType, Margin, PresetArg, RoundingArg, Size};
+use crate::cli::values::{FloatType, Margin, OrderArg, PresetArg, RoundingArg, Size};
+use crate::util::shard::Shard;
 
 /// How codes are chosen.
 #[derive(Debug, Clone, Args)]
@@ -71,8 +72,19 @@ pub(crate) struct CalibrateArgs {
     /// The model to run
     #[arg(short, long, value_name = "FILE")]
     pub(crate) model: PathBuf,
-    #[command(flatten)]
-    pub(crate) perms: PermsOutputArgs,
+    /// The permutations to write (perms.json of `llama-quantize --tcq4-perms`); parts have none, `tcq4 perms` makes them of what they merge to
+    #[arg(short, long, value_name = "FILE", required_unless_present = "shard")]
+    pub(crate) output: Option<PathBuf>,
+    /// Order of the channels [default: zigzag]
+    #[arg(long, value_enum)]
+    pub(crate) order: Option<OrderArg>,
+    /// Replace existing outputs
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Run only every Nth chunk of the text, from the Ith on; --stats and --second-moments are parts then, which `tcq4 merge` puts together to the
+    /// bytes of one run
+    #[arg(long, value_name = "I/N", requires = "calibration", conflicts_with_all = ["output", "order"])]
+    pub(crate) shard: Option<Shard>,
     /// Keep the statistics in this file, which `llama-quantize --imatrix` reads too
     #[arg(long, value_name = "FILE", requires = "calibration")]
     pub(crate) stats: Option<PathBuf>,
@@ -121,6 +133,13 @@ pub(crate) struct QuantizeArgs {
     /// Second moments of `tcq4 calibrate --second-moments`, for `--rounding gptq`
     #[arg(long, value_name = "FILE")]
     pub(crate) second_moments: Option<PathBuf>,
+    /// Write only the Ith of N parts of the tensors, about equal in bytes; `tcq4 merge` puts the parts together to the bytes of one run
+    #[arg(long, value_name = "I/N")]
+    pub(crate) shard: Option<Shard>,
+    /// Delete each shard of the model as soon as what is made of it is written, verified and synced, for disks without room for both; run again after an
+    /// interruption, it goes on
+    #[arg(long, conflicts_with_all = ["shard", "target_bpw", "act_aware"])]
+    pub(crate) delete_source_shards: bool,
     #[command(flatten)]
     pub(crate) rounding: RoundingArgs,
     #[command(flatten)]
@@ -130,7 +149,7 @@ pub(crate) struct QuantizeArgs {
 /// `tcq4 merge`
 #[derive(Debug, Args)]
 pub(crate) struct MergeArgs {
-    /// Statistics, or second moments, of parts of one text
+    /// Parts that --shard made, of statistics, second moments or a model; or statistics or second moments of several texts
     #[arg(required = true)]
     pub(crate) inputs: Vec<PathBuf>,
     /// The file to write

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::batch_lines::Lines;
 use super::{batch_report, batch_text, convert};
 use crate::calib::MomentsRequest;
-use crate::cli::args::{BatchArgs, Cli, Command};
+use crate::cli::args::{BatchArgs, Cli, Command, StoreArgs};
 use crate::cli::{Outcome, Session, data};
 use crate::convert::moments_requests;
 use crate::error::{Error, Result};
@@ -19,12 +19,13 @@ use crate::pipeline::expand::expand;
 use crate::pipeline::hub::Hub;
 use crate::pipeline::job::Workshop;
 use crate::pipeline::metrics::MetricsFile;
-use crate::pipeline::plan::{Budget, Estimate, Moments, Planner, free_memory, give_out};
+use crate::pipeline::plan::{Budget, Estimate, Moments, Planner, give_out};
 use crate::pipeline::runner::{self, Preparation, Summary, shared_moments};
 use crate::pipeline::spec::Spec;
 use crate::pipeline::state::Folder;
-use crate::util::atomic_file::check_target;
+use crate::util::atomic_file::{check_target, folder_of};
 use crate::util::hash::sha256_hex;
+use crate::util::process::free_memory;
 use crate::util::progress::Progress;
 
 /// What a second moment takes for a pair of channels: half of a matrix of 64-bit numbers.
@@ -32,22 +33,22 @@ const MOMENT_BYTES: u64 = 4;
 
 pub(in crate::cli) fn run(session: &Session, args: &BatchArgs) -> Outcome {
     let spec = Spec::read(&args.batch)?;
-    let outputs = Outputs::of(args)?;
+    let (outputs, store) = (Outputs::of(args)?, absolute_store(&args.store)?);
     enter_folder(&args.batch)?;
     let tasks = expand(&spec)?;
-    let folder = Folder::create(Path::new(&spec.state))?;
+    let folder = Folder::create(Path::new(&spec.state), data::folder("TMPDIR"))?;
     let at_a_time = args.jobs.or(spec.jobs).unwrap_or(1).max(1) as usize;
     let budget = Budget {
         memory: args.memory.map(|size| size.0).or(spec.memory.map(|size| size.0)).unwrap_or_else(free_memory),
         disk: args.disk.map(|size| size.0).or(spec.disk.map(|size| size.0)),
     };
     let ears = Ears::open(session, args, &outputs)?;
-    let planner = ConvertPlanner { session };
+    let planner = ConvertPlanner { session, store: &store };
     let preparation = Preparation {
         spec: &spec,
         folder: &folder,
         planner: &planner,
-        hub: &hub(args),
+        hub: &hub(&store),
         listener: &ears,
         progress: &session.progress,
         force: args.force,
@@ -61,13 +62,16 @@ pub(in crate::cli) fn run(session: &Session, args: &BatchArgs) -> Outcome {
     }
     let mut prepared = preparation.all(tasks)?;
     let shared = shared_moments(&prepared);
-    give_out(&mut prepared, &shared, budget);
+    give_out(&mut prepared, &folder, &shared, budget, at_a_time);
     if args.dry_run {
+        if session.progress.interrupted() {
+            return Err(Error::Interrupted.into());
+        }
         session.printer.text(&batch_text::plan(&prepared, budget, at_a_time));
         session.printer.record("batch-plan", json!({ "jobs": batch_text::plan_record(&prepared), "budget": budget }));
         return Ok(batch_text::plan_code(&prepared));
     }
-    let launcher = launcher(session, args, at_a_time)?;
+    let launcher = launcher(session, &store, at_a_time)?;
     let shop = Workshop {
         spec: &spec,
         folder: &folder,
@@ -86,16 +90,20 @@ fn finish(session: &Session, outputs: &Outputs, ears: &Ears<'_>, summary: &Summa
     let (jobs, seconds, exit_code) = (summary.counts(), summary.seconds, summary.exit_code());
     ears.hear(&Event::BatchEnd { jobs, seconds, exit_code });
     let title = format!("Batch {}", outputs.batch.file_stem().unwrap_or_default().to_string_lossy());
-    if let Some(path) = &outputs.report {
-        batch_report::write(path, summary, &title)?;
-    }
     for path in ears.failed() {
         session.progress.note(&format!("{}: something could not be written to it", path.display()));
     }
     session.printer.text(&batch_text::summary(summary));
-    let record = json!({ "counts": summary.counts(), "exit_code": exit_code });
-    session.printer.record("batch", batch_report::Record { summary, counts: record });
-    Ok(exit_code)
+    session.printer.record("batch", batch_report::Record::of(summary));
+    // Last: what was done is told whatever becomes of its report.
+    match outputs.report.as_ref().map_or(Ok(()), |path| batch_report::write(path, summary, &title)) {
+        Err(error) if exit_code == 0 => Err(error.into()),
+        Err(error) => {
+            session.progress.note(&format!("the report was not written: {error}"));
+            Ok(exit_code)
+        }
+        Ok(()) => Ok(exit_code),
+    }
 }
 
 /// The files that are written besides the models, named from where the command was typed.
@@ -116,7 +124,7 @@ impl Outputs {
         let optional = |path: &Option<PathBuf>| path.as_ref().map(absolute).transpose();
         let batch = absolute(&args.batch)?;
         let (events, report, metrics) = (optional(&args.events)?, optional(&args.report)?, optional(&args.metrics)?);
-        if let Some(path) = &report {
+        if let Some(path) = report.as_ref().filter(|_| !args.dry_run) {
             batch_report::check(path, &[&batch])?;
         }
         for path in events.iter().chain(&metrics) {
@@ -128,21 +136,26 @@ impl Outputs {
 
 /// Everything in the batch file is named from its folder: so are the jobs started there, and an output does not depend on where it was typed.
 fn enter_folder(batch: &Path) -> Result<()> {
-    let folder = batch.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(batch);
     std::env::set_current_dir(folder).map_err(Error::io(folder, "go to"))
 }
 
-fn hub(args: &BatchArgs) -> Hub {
-    let store = data::store(&args.store);
+/// The way to data sets, named from where the command was typed.
+fn absolute_store(args: &StoreArgs) -> Result<StoreArgs> {
+    let absolute = |path: &PathBuf| std::path::absolute(path).map_err(Error::io(path, "find"));
+    Ok(StoreArgs { data_dir: args.data_dir.as_ref().map(absolute).transpose()?, ..args.clone() })
+}
+
+fn hub(args: &StoreArgs) -> Hub {
+    let store = data::store(args);
     let text = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
     let cache = store.hub.unwrap_or_else(|| "hub".into());
-    let kept = || std::fs::read_to_string(cache.parent()?.join("token")).ok();
-    let token = text("HF_TOKEN").or_else(kept).map(|token| token.trim().to_owned());
-    Hub { endpoint: text("HF_ENDPOINT"), token, offline: store.offline, cache }
+    // Without a token in the environment the client library takes the one beside the cache.
+    Hub { endpoint: text("HF_ENDPOINT"), token: text("HF_TOKEN"), offline: store.offline, cache }
 }
 
 /// Jobs share the threads of the batch, and its way to data sets.
-fn launcher(session: &Session, args: &BatchArgs, at_a_time: usize) -> Result<Launcher> {
+fn launcher(session: &Session, store: &StoreArgs, at_a_time: usize) -> Result<Launcher> {
     let program = std::env::current_exe().map_err(Error::io("tcq4", "find"))?;
     let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let threads = session.global.threads.map_or_else(cores, |threads| threads as usize);
@@ -150,7 +163,6 @@ fn launcher(session: &Session, args: &BatchArgs, at_a_time: usize) -> Result<Lau
     let mut options: Vec<OsString> = ["--json", "--threads", &threads].map(OsString::from).to_vec();
     options.extend(session.global.isa.iter().flat_map(|isa| ["--isa".to_owned(), isa.to_string()]).map(OsString::from));
     let mut launcher = Launcher::new(program, options);
-    let store = &args.store;
     launcher.set("TCQ4_OFFLINE", store.offline.then(|| "1".into()));
     launcher.set("TCQ4_DATA_MIRROR", store.data_mirror.clone().map(OsString::from));
     launcher.set("TCQ4_DATA_DIR", store.data_dir.clone().map(PathBuf::into_os_string));
@@ -193,18 +205,29 @@ impl Listener for Ears<'_> {
 /// Plans as `tcq4 convert --dry-run` does.
 struct ConvertPlanner<'a> {
     session: &'a Session,
+    store: &'a StoreArgs,
+}
+
+/// What a job's process would understand of these words.
+fn parsed(words: &[OsString]) -> Result<Command> {
+    let words = std::iter::once(OsString::from("tcq4")).chain(words.iter().cloned());
+    let parsed = Cli::try_parse_from(words).map_err(|error| Error::Usage {
+        message: error.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned(),
+        hint: None,
+    })?;
+    Ok(parsed.command)
 }
 
 impl Planner for ConvertPlanner<'_> {
+    fn check(&self, words: &[OsString]) -> Result<()> {
+        parsed(words).map(drop)
+    }
+
     fn plan(&self, words: &[OsString], timed: bool) -> Result<Estimate> {
-        let words = std::iter::once(OsString::from("tcq4")).chain(words.iter().cloned());
-        let parsed = Cli::try_parse_from(words).map_err(|error| Error::Usage {
-            message: error.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned(),
-            hint: None,
-        })?;
-        let Command::Convert(args) = parsed.command else {
+        let Command::Convert(mut args) = parsed(words)? else {
             return Err(Error::Usage { message: "only `convert` is planned".into(), hint: None });
         };
+        args.calibration.data.store.clone_from(self.store);
         let found = convert::outlook(self.session, &args, timed)?;
         let gptq = found.recipe.needs().covers(crate::quant::Needs::SECOND_MOMENTS);
         let moments = || moments_of(&moments_requests(&found.source, &found.plan, found.recipe.memory.0).concat());

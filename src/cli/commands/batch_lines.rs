@@ -72,13 +72,33 @@ impl LiveTable {
                 }
             }
             Event::JobEnd { job, .. } => {
-                if let Some(row) = self.jobs.remove(job) {
-                    row.bar.finish_and_clear();
-                }
+                self.end(job);
                 self.total.inc(1);
             }
+            Event::Fetch { repository, file, done, total } => self.fetch(repository, file, *done, *total),
             Event::BatchEnd { .. } => self.total.finish_and_clear(),
             _ => {}
+        }
+    }
+
+    fn end(&mut self, name: &str) {
+        if let Some(row) = self.jobs.remove(name) {
+            row.bar.finish_and_clear();
+        }
+    }
+
+    fn fetch(&mut self, repository: &str, file: &str, done: u64, total: u64) {
+        let name = format!("hf:{repository}: {file}");
+        if !self.jobs.contains_key(&name) {
+            let bar = self.all.insert_before(&self.total, ProgressBar::new(0));
+            self.jobs.insert(name.clone(), Row { bar, peak: 0 });
+            self.begin(&name, "fetch", total, "bytes");
+        }
+        if let Some(row) = self.jobs.get(&name) {
+            row.bar.set_position(done);
+        }
+        if done >= total {
+            self.end(&name);
         }
     }
 
@@ -122,8 +142,11 @@ fn text_of(event: &Event, drawn: bool) -> Option<String> {
         Event::PhaseEnd { job, phase, seconds } if !drawn => {
             Some(format!("{job}: {phase} done in {}", elapsed(*seconds)))
         }
-        Event::Fetch { repository, file, done, total } => {
-            Some(format!("hf:{repository}: {file}: {} of {}", Bytes(*done), Bytes(*total)))
+        Event::Fetch { repository, file, done: 0, total } if !drawn => {
+            Some(format!("hf:{repository}: {file}: fetching {}", Bytes(*total)))
+        }
+        Event::Fetch { repository, file, done, total } if done == total => {
+            Some(format!("hf:{repository}: {file}: fetched, {}", Bytes(*total)))
         }
         Event::Retry { job, attempt, pause, message } => {
             Some(format!("{job}: try {attempt} failed, the next one in {}: {message}", elapsed(*pause)))

@@ -1,13 +1,14 @@
 //! Where the report of a batch goes: Markdown, one HTML page, a JSON record, or a folder with all of them, tables and pictures.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::cli::printer::record_text;
 use crate::error::{Error, Result};
+use crate::pipeline::events::Status;
 use crate::pipeline::report::{markdown, page};
 use crate::pipeline::runner::Summary;
 use crate::report::{self, NamedBytes};
@@ -17,9 +18,15 @@ use crate::util::atomic_file;
 #[derive(Serialize)]
 pub(super) struct Record<'a> {
     #[serde(flatten)]
-    pub(super) summary: &'a Summary,
-    #[serde(flatten)]
-    pub(super) counts: Value,
+    summary: &'a Summary,
+    counts: BTreeMap<Status, usize>,
+    exit_code: u8,
+}
+
+impl<'a> Record<'a> {
+    pub(super) fn of(summary: &'a Summary) -> Self {
+        Self { summary, counts: summary.counts(), exit_code: summary.exit_code() }
+    }
 }
 
 /// What is written.
@@ -55,10 +62,7 @@ pub(super) fn check(path: &Path, inputs: &[&Path]) -> Result<()> {
 
 /// Writes the report in the form that the name asks for.
 pub(super) fn write(path: &Path, summary: &Summary, title: &str) -> Result<()> {
-    let record = || {
-        let counts = serde_json::json!({ "counts": summary.counts(), "exit_code": summary.exit_code() });
-        record_text("batch", Record { summary, counts }).unwrap_or_default().into_bytes()
-    };
+    let record = || record_text("batch", Record::of(summary)).unwrap_or_default().into_bytes();
     let save = |path: &Path, bytes: &[u8]| atomic_file::write(path, true, &[], bytes);
     match form(path)? {
         Form::Markdown => save(path, markdown(summary, title).as_bytes()),

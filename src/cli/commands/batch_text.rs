@@ -5,10 +5,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::cli::table::Table;
-use crate::error::Class;
+use crate::error::{Class, Error, PipelineError};
 use crate::pipeline::plan::{Budget, Prepared, Verdict};
 use crate::pipeline::report::{cells, counts};
-use crate::pipeline::runner::Summary;
+use crate::pipeline::runner::{Summary, common_code};
 use crate::pipeline::state::Stage;
 use crate::util::units::{Bytes, Elapsed};
 
@@ -18,6 +18,7 @@ fn fate(job: &Prepared) -> &'static str {
         Verdict::Todo => "to do",
         Verdict::Known(known) if known.stage == Stage::Done => "done before",
         Verdict::Known(_) => "rejected",
+        Verdict::Refused(_) if is_to_fetch(job) => "to fetch",
         Verdict::Refused(_) => "refused",
         Verdict::TooLarge(_) => "too large",
     }
@@ -108,19 +109,17 @@ pub(super) fn plan_record(jobs: &[Prepared]) -> Vec<Value> {
 
 /// The exit code of a plan: whether every job could be done.
 pub(super) fn plan_code(jobs: &[Prepared]) -> u8 {
-    let code = |job: &Prepared| match &job.verdict {
-        Verdict::Refused(error) | Verdict::TooLarge(error) => Some(error.class().code()),
-        Verdict::Known(known) if known.stage != Stage::Done => Some(Class::Strict.code()),
+    let class = |job: &Prepared| match &job.verdict {
+        _ if is_to_fetch(job) => None,
+        Verdict::Refused(error) | Verdict::TooLarge(error) => Some(error.class()),
+        Verdict::Known(known) if known.stage != Stage::Done => Some(Class::Strict),
         _ => None,
     };
-    let mut codes: Vec<u8> = jobs.iter().filter_map(code).collect();
-    codes.sort_unstable();
-    codes.dedup();
-    match codes[..] {
-        [] => 0,
-        [code] => code,
-        _ => Class::Failed.code(),
-    }
+    common_code(jobs.iter().filter_map(class))
+}
+
+fn is_to_fetch(job: &Prepared) -> bool {
+    matches!(job.verdict, Verdict::Refused(Error::Pipeline(PipelineError::NotFetched { .. })))
 }
 
 /// What was done.

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::effort::{Effort, TextPasses, Times};
 use super::mixed;
 use super::moments::{self, Kept, Moments};
-use super::produce::{Evidence, Production, print_recipe, refuse_substitutions};
+use super::produce::{Evidence, Production, Way, print_recipe, refuse_substitutions};
 use super::statistics::{self, Keep, Run};
 use crate::calib::Statistics;
 use crate::cli::args::ConvertArgs;
@@ -32,8 +32,15 @@ pub(in crate::cli) fn run(session: &Session, args: &ConvertArgs) -> Outcome {
     let specs = data::sources(&args.calibration.calibration)?;
     let mut inputs = data::files(&specs);
     inputs.extend(method.recipe.clone());
-    let production =
-        Production { session, source: &source, output, args: &args.production, inputs: &inputs, recipe: &recipe };
+    let production = Production {
+        session,
+        source: &source,
+        output,
+        args: &args.production,
+        inputs: &inputs,
+        recipe: &recipe,
+        way: Way::Whole,
+    };
     let work = Work { session, source: &source, args, specs: &specs, recipe: &recipe };
     let Some(plan) = production.plan(work.text(), |plan| work.times(plan))? else { return Ok(0) };
     if let Some(path) = &args.stats {

@@ -14,6 +14,7 @@ pub(super) mod convert;
 pub(super) mod datasets;
 pub(super) mod dequantize;
 pub(super) mod diff;
+mod done_text;
 mod effort;
 pub(super) mod eval;
 mod eval_text;

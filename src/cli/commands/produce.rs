@@ -10,25 +10,26 @@ use serde_json::json;
 
 use super::effort::{Effort, TextPasses, Times};
 use super::mixed::{self, Choices, Mixed};
-use super::{mixed_losses, plan_text};
+use super::{done_text, mixed_losses, plan_text};
 use crate::calib::Statistics;
 use crate::cli::args::ProductionArgs;
 use crate::cli::device::{Device, DeviceUse};
 use crate::cli::{Outcome, Session, settings};
 use crate::convert::{
-    CalibrationValue, Codes, Compensation, Conversion, Converted, Job, Measure, MomentsUse, Noise, OutputError,
-    Provenance, SecondMoments, Sequential, TensorLoss, convert, output_metadata,
+    CalibrationValue, Codes, Compensation, Consumption, Conversion, Converted, Job, MomentsUse, Noise, Part,
+    Provenance, SecondMoments, Sequential, TensorLoss, convert, convert_part, output_metadata,
 };
 use crate::device::TileEncoder;
 use crate::error::{Class, ConvertError, Result};
 use crate::gguf::{Plan, Source};
 use crate::math::Permutation;
 use crate::quant::recipe::RoundingRule;
-use crate::quant::step::{Kind, Needs};
-use crate::quant::{ActAware, Prepared, Recipe, StepRecord, TypeChoices, prepare};
+use crate::quant::step::Needs;
+use crate::quant::{ActAware, Prepared, ReadRows, Recipe, Settings, StepRecord, TypeChoices, prepare};
 use crate::util::atomic_file::check_target;
 use crate::util::progress::Progress;
-use crate::util::units::{Bytes, Elapsed};
+use crate::util::shard::Shard;
+use crate::util::units::Elapsed;
 
 /// A model on its way to a file.
 pub(super) struct Production<'a> {
@@ -40,6 +41,26 @@ pub(super) struct Production<'a> {
     pub(super) inputs: &'a [PathBuf],
     /// How weights are prepared and rounded.
     pub(super) recipe: &'a Recipe,
+    /// How much of it is written, and what becomes of the source.
+    pub(super) way: Way<'a>,
+}
+
+/// How a model goes to a file.
+#[derive(Clone, Copy)]
+pub(super) enum Way<'a> {
+    /// All of it.
+    Whole,
+    /// Some of its tensors.
+    Part(Shard),
+    /// All of it, deleting the source shard by shard.
+    Consuming(&'a Consumption),
+}
+
+impl Way<'_> {
+    /// The part that is written, if not all is.
+    fn shard(self) -> Option<String> {
+        if let Self::Part(shard) = self { Some(shard.to_string()) } else { None }
+    }
 }
 
 /// What is known about the model's activations.
@@ -73,6 +94,8 @@ struct Record<'a> {
     device: &'a DeviceUse,
     /// What is known about the calibration text.
     text: Option<serde_json::Value>,
+    /// Which part of the tensors was written, if not all were.
+    shard: Option<String>,
 }
 
 impl Production<'_> {
@@ -117,7 +140,8 @@ impl Production<'_> {
         }
         let inputs: Vec<&Path> = self.source.shards().chain(self.inputs.iter().map(PathBuf::as_path)).collect();
         for path in self.outputs(&plan)? {
-            check_target(&path, self.args.out.force, &inputs)?;
+            let own = matches!(self.way, Way::Consuming(consumption) if consumption.has_made(&path));
+            check_target(&path, self.args.out.force || own, &inputs)?;
         }
         if let Some(path) = mixed::kept_at(self.args, self.recipe, self.output) {
             settings::check_side_output(&path, self.output, true, self.source, self.inputs)?;
@@ -127,10 +151,38 @@ impl Production<'_> {
 
     /// The files that will be written: the output, or its shards.
     fn outputs(&self, plan: &Conversion) -> Result<Vec<PathBuf>> {
+        if matches!(self.way, Way::Part(_)) {
+            return Ok(vec![self.output.to_path_buf()]);
+        }
         let target = settings::target(self.output, &self.args.out, self.source);
         let alignment = self.source.alignment();
         let layout = Plan::sharded(self.source.metadata(), plan.specs(), alignment, &target.sharding, plan.dialect());
         Ok(layout.map_err(|e| e.at(self.output))?.paths(self.output))
+    }
+
+    /// The transforms of all tensors: those of an interrupted run, where weights that they were chosen by may be gone.
+    fn prepare(&self, read: &ReadRows<'_>, statistics: Option<&Statistics>, settings: &Settings) -> Result<Prepared> {
+        if let Way::Consuming(consumption) = self.way
+            && let Some(transforms) = consumption.transforms(self.source)?
+        {
+            return Ok(Prepared { transforms, ..Prepared::default() });
+        }
+        prepare(self.source, read, statistics, settings, &self.session.progress)
+    }
+
+    /// Encodes and writes what this way asks for.
+    fn write(&self, job: &Job<'_>) -> Result<Converted> {
+        let (target, progress) = (settings::target(self.output, &self.args.out, self.source), &self.session.progress);
+        match self.way {
+            Way::Whole => convert(job, &target, progress),
+            Way::Consuming(consumption) => consumption.convert(job, &target, progress),
+            Way::Part(shard) => {
+                let part = Part::of(self.source, job.plan, shard);
+                let (some, all) = (part.tensors.len(), job.plan.tensors.len());
+                self.session.printer.text(&format!("part {shard}: {some} of {all} tensors"));
+                convert_part(job, &target, &part, progress)
+            }
+        }
     }
 
     /// Prepares, encodes and writes.
@@ -146,27 +198,11 @@ impl Production<'_> {
         let orders_given = evidence.orders.is_some();
         let settings = recipe.settings(settings::targets(plan), evidence.orders, codec);
         let read = |tensor: &_, first, out: &mut [f32]| crate::convert::read_rows(self.source, tensor, first, out);
-        let prepared = prepare(self.source, &read, statistics, &settings, &self.session.progress)?;
+        let prepared = self.prepare(&read, statistics, &settings)?;
         for notice in &prepared.notices {
             self.session.progress.note(notice);
         }
-        let codes = match (recipe.rounding, statistics, evidence.moments) {
-            (_, _, Some(moments)) if recipe.needs().covers(Needs::SECOND_MOMENTS) => Codes::Gptq(Compensation {
-                moments,
-                rounding: recipe.moves(),
-                damp: recipe.damp,
-                act_order: recipe.act_order,
-                noise: statistics.filter(|_| recipe.rounding == RoundingRule::Gptaq).map(|statistics| Noise {
-                    statistics,
-                    path: recipe.activations,
-                    share: recipe.shrink as f32,
-                }),
-                memory: recipe.memory.0,
-                sequential: evidence.sequential,
-            }),
-            (RoundingRule::Greedy, Some(statistics), _) => Codes::Greedy(statistics),
-            _ => Codes::Nearest,
-        };
+        let codes = codes(recipe, statistics, (evidence.moments, evidence.sequential));
         let record = recipe.to_record(orders_given).to_string();
         let mixed = Mixed {
             session: self.session,
@@ -202,12 +238,11 @@ impl Production<'_> {
             statistics,
             metadata,
         };
-        let target = settings::target(self.output, &self.args.out, self.source);
-        let mut converted = convert(&job, &target, &self.session.progress)?;
+        let mut converted = self.write(&job)?;
         converted.record_steps(&prepared, recipe, orders_given, statistics.is_some());
         let seconds = started.elapsed();
         let bits = plan.bits();
-        self.session.printer.text(&done(&converted, bits, Elapsed(seconds)));
+        self.session.printer.text(&done_text::full(&converted, bits, Elapsed(seconds)));
         let record = Record {
             converted: &converted,
             bits_per_weight: bits,
@@ -218,13 +253,43 @@ impl Production<'_> {
             act_aware: act_aware.as_ref(),
             device: &device,
             text: statistics.and_then(super::statistics::composition),
+            shard: self.way.shard(),
         };
         self.session.printer.record("convert", record);
-        let fell_back = converted.losses.iter().flat_map(|loss| &loss.steps).any(StepRecord::fell_back);
-        let narrowed = |loss: &TensorLoss| loss.moments.as_ref().is_some_and(MomentsUse::is_fallback);
-        let fell_back = fell_back || device.fell_back() || converted.losses.iter().any(narrowed);
+        let fell_back = device.fell_back() || fell_back(&converted.losses);
         Ok(if self.args.types.strict && fell_back { Class::Strict.code() } else { 0 })
     }
+}
+
+/// How codes are chosen, by the recipe and by what is known.
+fn codes<'a>(
+    recipe: &Recipe,
+    statistics: Option<&'a Statistics>,
+    (moments, sequential): (Option<&'a dyn SecondMoments>, Option<Sequential<'a>>),
+) -> Codes<'a> {
+    match (recipe.rounding, statistics, moments) {
+        (_, _, Some(moments)) if recipe.needs().covers(Needs::SECOND_MOMENTS) => Codes::Gptq(Compensation {
+            moments,
+            rounding: recipe.moves(),
+            damp: recipe.damp,
+            act_order: recipe.act_order,
+            noise: statistics.filter(|_| recipe.rounding == RoundingRule::Gptaq).map(|statistics| Noise {
+                statistics,
+                path: recipe.activations,
+                share: recipe.shrink as f32,
+            }),
+            memory: recipe.memory.0,
+            sequential,
+        }),
+        (RoundingRule::Greedy, Some(statistics), _) => Codes::Greedy(statistics),
+        _ => Codes::Nearest,
+    }
+}
+
+/// Whether a step was not done as asked, or rows were narrowed for want of memory.
+fn fell_back(losses: &[TensorLoss]) -> bool {
+    let narrowed = |loss: &TensorLoss| loss.moments.as_ref().is_some_and(MomentsUse::is_fallback);
+    losses.iter().any(narrowed) || losses.iter().flat_map(|loss| &loss.steps).any(StepRecord::fell_back)
 }
 
 /// Prints a recipe as TOML that `--recipe` reads.
@@ -264,90 +329,4 @@ fn calibration_keys(evidence: &Evidence<'_>) -> Vec<(String, CalibrationValue)> 
     let notes = statistics.notes.iter();
     let notes = notes.map(|(note, value)| (format!("tcq4.calibration.{note}"), CalibrationValue::Text(value.clone())));
     keys.into_iter().map(|(key, value)| (key.to_string(), value)).chain(notes).collect()
-}
-
-fn done(converted: &Converted, bits: f64, elapsed: Elapsed) -> String {
-    let files = converted.outputs.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join("\n");
-    let written = format!("{files}\n{}, {bits:.3} bits a weight, in {elapsed}", Bytes(converted.bytes));
-    if converted.losses.is_empty() {
-        return written;
-    }
-    let weights: u64 = converted.losses.iter().map(|l| l.weights).sum();
-    let error = converted.losses.iter().map(|l| l.error_rel * l.weights as f64).sum::<f64>() / weights.max(1) as f64;
-    let worst = converted.losses.iter().max_by(|a, b| a.error_rel.total_cmp(&b.error_rel));
-    let worst = worst.map_or(String::new(), |TensorLoss { name, error_rel, .. }| {
-        format!(", at most {:.3} % ({name})", error_rel * 100.0)
-    });
-    let text = format!(
-        "{written}\n{}TCQ4 tensors: {}, relative squared error of the weights {:.3} %{worst}",
-        fallbacks(&converted.losses),
-        converted.losses.len(),
-        error * 100.0,
-    );
-    text + &output_errors(&converted.losses) + &coverage(&converted.losses)
-}
-
-/// Experts that the text did not cover, and columns that were not weighed together.
-fn coverage(losses: &[TensorLoss]) -> String {
-    const NAMED: usize = 5;
-    let used = || losses.iter().filter_map(|loss| Some((&loss.name, loss.moments.as_ref()?)));
-    let blocks: Vec<_> = used().filter_map(|(name, moments)| Some((name, moments.columns_together?))).collect();
-    let mut text = blocks.first().map_or(String::new(), |(name, columns)| {
-        format!("\n{} tensors were rounded in blocks of {columns} columns, as memory allowed ({name} ..)", blocks.len())
-    });
-    let experts: Vec<_> = used().filter_map(|(name, moments)| Some((name, moments.experts.as_ref()?))).collect();
-    if experts.is_empty() {
-        return text;
-    }
-    let own = experts.iter().filter(|(_, experts)| experts.own).count();
-    let starved: Vec<_> = experts.iter().filter(|(_, experts)| !experts.starved.is_empty()).collect();
-    let fewest = experts.iter().flat_map(|(_, experts)| &experts.rows).min().copied().unwrap_or(0);
-    text += &format!(
-        "\nexperts: second moments of their own in {own} of {} tensors, fewest rows of one {fewest}; starved ones in {}",
-        experts.len(),
-        starved.len()
-    );
-    for (name, experts) in starved.iter().take(NAMED) {
-        let list = experts.starved.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
-        let (few, all) = (experts.starved.len(), experts.rows.len());
-        text += &format!("\n  {name}: {few} of {all} saw fewer than {} rows: {list}", experts.floor);
-    }
-    if starved.len() > NAMED { text + "\n  .." } else { text }
-}
-
-/// A line for each fallback and its reason, with the number of tensors.
-fn fallbacks(losses: &[TensorLoss]) -> String {
-    let mut counts: BTreeMap<(Kind, &str, &str, &str), usize> = BTreeMap::new();
-    for step in losses.iter().flat_map(|loss| &loss.steps) {
-        if let Some(because) = &step.fallback {
-            *counts.entry((step.step, step.asked, step.done, because)).or_default() += 1;
-        }
-    }
-    let line = |((kind, asked, done, because), count): ((Kind, &str, &str, &str), usize)| {
-        let what = kind.option().unwrap_or_default().trim_start_matches('-');
-        let instead = if asked == done { asked.to_owned() } else { format!("{done} instead of {asked}") };
-        format!("{what} {instead} for {count} tensors: {because}\n")
-    };
-    counts.into_iter().map(line).collect()
-}
-
-/// The mean error of the outputs, where codes were chosen by it.
-fn output_errors(losses: &[TensorLoss]) -> String {
-    let found: Vec<_> = losses.iter().filter_map(|loss| loss.output).collect();
-    if found.is_empty() {
-        return String::new();
-    }
-    let what = match found[0].measure {
-        Measure::Mean => "mean outputs",
-        Measure::SecondMoment => "outputs",
-    };
-    let mean = |of: fn(&OutputError) -> f64| 100.0 * found.iter().map(of).sum::<f64>() / found.len() as f64;
-    let rest = match losses.len() - found.len() {
-        0 => String::new(),
-        n => format!("; {n} tensors took the nearest codes"),
-    };
-    let (nearest, chosen) = (mean(|e| e.nearest), mean(|e| e.compensated));
-    format!(
-        "\nrelative squared error of the {what}, mean over tensors: {nearest:.3} % with the nearest codes, {chosen:.3} % with these{rest}"
-    )
 }

@@ -3,23 +3,28 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use serde_json::json;
+
 use super::convert::useless_moments;
 use super::effort::Times;
 use super::moments::{self, Moments};
-use super::produce::{Evidence, Production, print_recipe};
+use super::produce::{Evidence, Production, Way, print_recipe};
 use super::statistics;
 use crate::calib::perms;
 use crate::cli::args::QuantizeArgs;
 use crate::cli::settings::{self, Choices, Setting};
 use crate::cli::{Outcome, Session};
-use crate::convert::time_encoding;
-use crate::error::Error;
+use crate::convert::{Consumption, time_encoding};
+use crate::error::{Error, Result};
 use crate::gguf::Source;
 use crate::quant::Needs;
 use crate::util::progress::Progress;
 
 pub(in crate::cli) fn run(session: &Session, args: &QuantizeArgs) -> Outcome {
-    let source = Source::open(&args.model)?;
+    if clean_up(session, args)? {
+        return Ok(0);
+    }
+    let (source, consumption) = open(args)?;
     let method = &args.production.method;
     let setting = Setting::of(&source, args.stats.is_some());
     let choices = Choices { rounding: Some(&args.rounding), production: Some(&args.production), ..Choices::of(method) };
@@ -45,8 +50,20 @@ pub(in crate::cli) fn run(session: &Session, args: &QuantizeArgs) -> Outcome {
     settings::check_needs(&recipe, known)?;
     let inputs: Vec<PathBuf> =
         args.stats.iter().chain(&args.perms).chain(&args.second_moments).chain(&method.recipe).cloned().collect();
+    if consumption.is_some() && recipe.mixes() {
+        return Err(Error::Usage {
+            message: "--delete-source-shards cannot choose types: weights that they are chosen by are gone after an interruption".into(),
+            hint: Some("leave target_bpw and act_aware out of the recipe, or choose types with --tensor-type".into()),
+        }
+        .into());
+    }
+    let way = match (args.shard, &consumption) {
+        (Some(shard), _) => Way::Part(shard),
+        (None, Some(consumption)) => Way::Consuming(consumption),
+        (None, None) => Way::Whole,
+    };
     let production =
-        Production { session, source: &source, output, args: &args.production, inputs: &inputs, recipe: &recipe };
+        Production { session, source: &source, output, args: &args.production, inputs: &inputs, recipe: &recipe, way };
     let moments = match &args.second_moments {
         Some(path) => Some(Moments::File(moments::load(session, path, &source)?)),
         None => None,
@@ -74,4 +91,29 @@ pub(in crate::cli) fn run(session: &Session, args: &QuantizeArgs) -> Outcome {
             .note(&format!("{unused} permutations are of tensors that do not become TCQ4, and are left out"));
     }
     production.finish(&plan, evidence)
+}
+
+/// Removes what a run left behind that was stopped after its output was complete; tells whether there was one.
+fn clean_up(session: &Session, args: &QuantizeArgs) -> Result<bool> {
+    let out = &args.production.out;
+    let asked = args.delete_source_shards && !out.dry_run && !out.print_recipe;
+    let Some(output) = args.output.as_deref().filter(|_| asked) else { return Ok(false) };
+    if !Consumption::clean_up(&args.model, output)? {
+        return Ok(false);
+    }
+    let text = "it was complete; what the interrupted run had left behind is removed";
+    session.printer.text(&format!("{}: {text}", output.display()));
+    session.printer.record("clean-up", json!({ "output": output }));
+    Ok(true)
+}
+
+/// Opens the model, for deletion on the way if that is wanted.
+fn open(args: &QuantizeArgs) -> Result<(Source, Option<Consumption>)> {
+    match &args.output {
+        Some(output) if args.delete_source_shards => {
+            let (source, consumption) = Consumption::open(&args.model, output)?;
+            Ok((source, Some(consumption)))
+        }
+        _ => Ok((Source::open(&args.model)?, None)),
+    }
 }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use crate::calib::moments_store::MomentsOrigin;
 use crate::calib::run::{COMPOSITION_NOTE, forget_checkpoint};
 use crate::calib::{
-    CalibrationOptions, InputMoments, MomentsRequest, Shard, Statistics, Summer, calibrate, calibrate_with_moments,
-    second_moments, store,
+    CalibrationOptions, InputMoments, MomentsRequest, Shard, Statistics, StatisticsPart, Summer, calibrate,
+    calibrate_part, calibrate_with_moments, second_moments, store,
 };
 use crate::cli::args::CalibrationArgs;
 use crate::cli::{Session, data};
@@ -61,6 +61,8 @@ pub(super) struct Run<'a> {
     corpus: Corpus,
     model: RwLock<Model>,
     options: CalibrationOptions,
+    /// Which chunks of the text run.
+    shard: Shard,
     /// The path and what rounds activations, where the model is to become the quantised one.
     stream: Option<(Activations, Mutex<Simulation>)>,
 }
@@ -97,7 +99,15 @@ impl<'a> Run<'a> {
             ..CalibrationOptions::default()
         };
         let stream = rounding.map(|(path, codec)| (path, Mutex::new(Simulation::of(codec, []))));
-        Ok(Self { session, fingerprint: store::fingerprint(source), corpus, model, options, stream })
+        Ok(Self {
+            session,
+            fingerprint: store::fingerprint(source),
+            corpus,
+            model,
+            options,
+            shard: Shard::WHOLE,
+            stream,
+        })
     }
 
     /// The model as it is.
@@ -114,6 +124,12 @@ impl<'a> Run<'a> {
     /// Keeps no sample rows.
     pub(super) fn without_rows(mut self) -> Self {
         self.options.rows = 0;
+        self
+    }
+
+    /// Runs only a part of the text; what has a `part` in its name, and second moments, are of that.
+    pub(super) fn of_part(mut self, shard: Shard) -> Self {
+        self.shard = shard;
         self
     }
 
@@ -138,6 +154,12 @@ impl<'a> Run<'a> {
         Ok(calibrate(&self.model(), &self.corpus, &self.fingerprint, &self.options, progress)?.as_kept())
     }
 
+    /// Measures the statistics of a part of the text.
+    pub(super) fn statistics_part(&self) -> Result<StatisticsPart> {
+        let Self { corpus, fingerprint, options, shard, session, .. } = self;
+        calibrate_part(&self.model(), corpus, fingerprint, options, *shard, &session.progress)
+    }
+
     /// Measures second moments, in a run of the text of their own.
     pub(super) fn second_moments(&self, requests: &[MomentsRequest]) -> Result<Vec<Option<InputMoments>>> {
         let mut simulation =
@@ -145,7 +167,7 @@ impl<'a> Run<'a> {
         let rewriter = simulation.as_deref_mut().filter(|simulation| simulation.rounds());
         let rewriter = rewriter.map(|simulation| simulation as &mut dyn Rewriter);
         let Self { corpus, options, session, .. } = self;
-        second_moments(&self.model(), corpus, options, requests, Shard::WHOLE, rewriter, &session.progress)
+        second_moments(&self.model(), corpus, options, requests, self.shard, rewriter, &session.progress)
     }
 
     /// Measures both in one run of the text: what [`Self::statistics`] and [`Self::second_moments`] give.
@@ -159,7 +181,7 @@ impl<'a> Run<'a> {
 
     /// What second moments of this run are known by.
     pub(super) fn origin(&self) -> Result<MomentsOrigin> {
-        MomentsOrigin::new(&self.model(), &self.corpus, &self.fingerprint, &self.options, Shard::WHOLE)
+        MomentsOrigin::new(&self.model(), &self.corpus, &self.fingerprint, &self.options, self.shard)
     }
 }
 
