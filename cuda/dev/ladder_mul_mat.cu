@@ -39,10 +39,7 @@ TCQ4_KERNEL mul_mat_2(const tcq4_tile * tiles, const tcq4_act8 * acts, float * y
         const tcq4_tile & tile = tiles[(int64_t) (row/8)*chunks + t];
         const tcq4_act8 & act  = acts[(int64_t) token*chunks + t];
         for (int g = 0; g < TCQ4_GROUPS; ++g) {
-            int dot = 0;
-            for (int part = 0; part < 4; ++part) {
-                dot += tcq4_dot(((const uint32_t *) tile.codes)[32*g + 4*(row%8) + part], act, g, part);
-            }
+            const int dot = tcq4_dot(((const uint4 *) tile.codes)[8*g + row%8], act, g);
             sum += tcq4_step(&tile, row%8, g)*act.scale[g]*(float) dot*(1.0f/16) + tcq4_offset(&tile, row%8, g)*act.sum[g];
         }
     }
