@@ -155,7 +155,7 @@ fn cells(line: &Line) -> [String; 10] {
         line.k.to_string(),
         format!("{:.2}", line.microseconds),
         format!("{:.0}", line.gigabytes_per_second),
-        share(line.of_copy),
+        maybe(line.of_copy),
         if speed == 0.0 { String::new() } else { format!("{speed:.1}") },
         maybe(line.of_cublas_int8),
         maybe(line.of_cublas_f16),
