@@ -12,10 +12,12 @@
 #define TCQ4_GEMM_THREADS 256
 
 // Halves in shared memory.
+#if !defined(TCQ4_GEMM_STAGES)
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 #define TCQ4_GEMM_STAGES 1
 #else
 #define TCQ4_GEMM_STAGES 2
+#endif
 #endif
 
 // words: of the codes of half a chunk. stride: of tokens in shared memory, so that the 8 (4) tokens of a load lie in different banks.
@@ -55,6 +57,14 @@ template <typename act> struct alignas(16) tcq4_gemm_shared {
     tcq4_gemm_stage<act>                        stages[TCQ4_GEMM_STAGES];
     tcq4_gemm_table<tcq4_gemm_of<act>::grouped> table;
 };
+
+// What launches have to give: for one half, and for two.
+#define TCQ4_GEMM_SHARED_IS(act, one, two) \
+    TCQ4_STATIC_ASSERT(sizeof(tcq4_gemm_shared<act>) == (TCQ4_GEMM_STAGES == 1 ? one : two), "wrong size of shared memory for " #act)
+TCQ4_GEMM_SHARED_IS(tcq4_act8,   45568, 80896);
+TCQ4_GEMM_SHARED_IS(tcq4_act4,   35328, 60416);
+TCQ4_GEMM_SHARED_IS(tcq4_block4, 27136, 52224);
+TCQ4_GEMM_SHARED_IS(tcq4_block8, 37376, 72704);
 
 // A matrix and the tokens for it.
 template <typename act> struct tcq4_gemm_job {

@@ -9,7 +9,7 @@ use crate::cli::{Outcome, Session};
 use crate::device::bench::{Line, Options, bench};
 use crate::device::check::{Check, check, verdict};
 use crate::device::compile::{Compiled, compile_all};
-use crate::device::kernels::{FAMILIES, kernels};
+use crate::device::kernels::{FAMILIES, OF_CONVERTER, kernels};
 use crate::device::nvrtc::Compiler;
 use crate::device::{Facts, Gpu, Setup};
 use crate::error::DeviceError;
@@ -39,7 +39,11 @@ fn list(session: &Session) {
             family.file
         );
     }
-    session.printer.text(text.trim_end());
+    text += &format!(
+        "\nThe converter itself runs those of {}; the others are there to be measured, and for programs that run models.",
+        OF_CONVERTER.join(", ")
+    );
+    session.printer.text(&text);
     session.printer.record("kernels", json!({ "families": FAMILIES }));
 }
 
