@@ -218,7 +218,8 @@ impl Bench<'_> {
     ) -> Result<f64, DeviceError> {
         let seconds = self.seconds(sets, &mut launch)?;
         let speed = work.bytes as f64 / seconds;
-        tracing::info!(name, work.tokens, work.rows, work.k, microseconds = seconds * 1e6, "measured");
+        let Work { tokens, rows, k, .. } = work;
+        tracing::info!(name, tokens, rows, k, microseconds = seconds * 1e6, "measured");
         self.lines.push(Line {
             name: name.to_owned(),
             tokens: work.tokens,

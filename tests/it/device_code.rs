@@ -55,7 +55,7 @@ impl Machine {
         compile.current_dir(env!("CARGO_MANIFEST_DIR")).args(["-O2", "-Wall", "-Wextra", "-Werror", "-pthread"]);
         let compiled = compile.args(self.flags).args(flags).arg("-o").arg(&program).args(sources).output().unwrap();
         assert!(compiled.status.success(), "{compile:?}\n{}", String::from_utf8_lossy(&compiled.stderr));
-        self.backwards.iter().map(|&backwards| self.execute(&program, arguments, backwards)).last()
+        self.backwards.iter().fold(None, |_, &backwards| Some(self.execute(&program, arguments, backwards)))
     }
 
     fn execute(&self, program: &Path, arguments: &[&str], backwards: bool) -> String {
