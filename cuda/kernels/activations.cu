@@ -12,82 +12,25 @@
 
 #include "tcq4_act.cuh"
 
-TCQ4_KERNEL __launch_bounds__(256) tcq4_round_int8_f32(
-        const float * __restrict__ x, const int32_t * __restrict__ perm, tcq4_act8 * __restrict__ acts, int64_t tokens, int chunks, int staged) {
-    tcq4_round_tokens<TCQ4_RULE_INT8>(x, perm, acts, tokens, chunks, staged);
-}
+#define TCQ4_ROUND_KERNEL(name, rule, value, act) \
+    TCQ4_KERNEL __launch_bounds__(256) name( \
+            const value * __restrict__ x, const int32_t * __restrict__ perm, act * __restrict__ acts, int64_t tokens, int chunks, int staged) { \
+        tcq4_round_tokens<rule>(x, perm, acts, tokens, chunks, staged); \
+    }
 
-TCQ4_KERNEL __launch_bounds__(256) tcq4_round_int4_g32_f32(
-        const float * __restrict__ x, const int32_t * __restrict__ perm, tcq4_act4 * __restrict__ acts, int64_t tokens, int chunks, int staged) {
-    tcq4_round_tokens<TCQ4_RULE_INT4_G32>(x, perm, acts, tokens, chunks, staged);
-}
-
-TCQ4_KERNEL __launch_bounds__(256) tcq4_round_int4_g256_f32(
-        const float * __restrict__ x, const int32_t * __restrict__ perm, tcq4_act4 * __restrict__ acts, int64_t tokens, int chunks, int staged) {
-    tcq4_round_tokens<TCQ4_RULE_INT4_G256>(x, perm, acts, tokens, chunks, staged);
-}
-
-TCQ4_KERNEL __launch_bounds__(256) tcq4_round_int4_fork_f32(
-        const float * __restrict__ x, const int32_t * __restrict__ perm, tcq4_act4 * __restrict__ acts, int64_t tokens, int chunks, int staged) {
-    tcq4_round_tokens<TCQ4_RULE_INT4_FORK>(x, perm, acts, tokens, chunks, staged);
-}
-
-TCQ4_KERNEL __launch_bounds__(256) tcq4_round_block_g256_f32(
-        const float * __restrict__ x, const int32_t * __restrict__ perm, tcq4_block4 * __restrict__ acts, int64_t tokens, int chunks, int staged) {
-    tcq4_round_tokens<TCQ4_RULE_INT4_G256>(x, perm, acts, tokens, chunks, staged);
-}
-
-TCQ4_KERNEL __launch_bounds__(256) tcq4_round_block_fork_f32(
-        const float * __restrict__ x, const int32_t * __restrict__ perm, tcq4_block4 * __restrict__ acts, int64_t tokens, int chunks, int staged) {
-    tcq4_round_tokens<TCQ4_RULE_INT4_FORK>(x, perm, acts, tokens, chunks, staged);
-}
-
-TCQ4_KERNEL __launch_bounds__(256) tcq4_round_wide_g256_f32(
-        const float * __restrict__ x, const int32_t * __restrict__ perm, tcq4_block8 * __restrict__ acts, int64_t tokens, int chunks, int staged) {
-    tcq4_round_tokens<TCQ4_RULE_INT4_G256>(x, perm, acts, tokens, chunks, staged);
-}
-
-TCQ4_KERNEL __launch_bounds__(256) tcq4_round_wide_fork_f32(
-        const float * __restrict__ x, const int32_t * __restrict__ perm, tcq4_block8 * __restrict__ acts, int64_t tokens, int chunks, int staged) {
-    tcq4_round_tokens<TCQ4_RULE_INT4_FORK>(x, perm, acts, tokens, chunks, staged);
-}
-
-TCQ4_KERNEL __launch_bounds__(256) tcq4_round_int8_f16(
-        const uint16_t * __restrict__ x, const int32_t * __restrict__ perm, tcq4_act8 * __restrict__ acts, int64_t tokens, int chunks, int staged) {
-    tcq4_round_tokens<TCQ4_RULE_INT8>(x, perm, acts, tokens, chunks, staged);
-}
-
-TCQ4_KERNEL __launch_bounds__(256) tcq4_round_int4_g32_f16(
-        const uint16_t * __restrict__ x, const int32_t * __restrict__ perm, tcq4_act4 * __restrict__ acts, int64_t tokens, int chunks, int staged) {
-    tcq4_round_tokens<TCQ4_RULE_INT4_G32>(x, perm, acts, tokens, chunks, staged);
-}
-
-TCQ4_KERNEL __launch_bounds__(256) tcq4_round_int4_g256_f16(
-        const uint16_t * __restrict__ x, const int32_t * __restrict__ perm, tcq4_act4 * __restrict__ acts, int64_t tokens, int chunks, int staged) {
-    tcq4_round_tokens<TCQ4_RULE_INT4_G256>(x, perm, acts, tokens, chunks, staged);
-}
-
-TCQ4_KERNEL __launch_bounds__(256) tcq4_round_int4_fork_f16(
-        const uint16_t * __restrict__ x, const int32_t * __restrict__ perm, tcq4_act4 * __restrict__ acts, int64_t tokens, int chunks, int staged) {
-    tcq4_round_tokens<TCQ4_RULE_INT4_FORK>(x, perm, acts, tokens, chunks, staged);
-}
-
-TCQ4_KERNEL __launch_bounds__(256) tcq4_round_block_g256_f16(
-        const uint16_t * __restrict__ x, const int32_t * __restrict__ perm, tcq4_block4 * __restrict__ acts, int64_t tokens, int chunks, int staged) {
-    tcq4_round_tokens<TCQ4_RULE_INT4_G256>(x, perm, acts, tokens, chunks, staged);
-}
-
-TCQ4_KERNEL __launch_bounds__(256) tcq4_round_block_fork_f16(
-        const uint16_t * __restrict__ x, const int32_t * __restrict__ perm, tcq4_block4 * __restrict__ acts, int64_t tokens, int chunks, int staged) {
-    tcq4_round_tokens<TCQ4_RULE_INT4_FORK>(x, perm, acts, tokens, chunks, staged);
-}
-
-TCQ4_KERNEL __launch_bounds__(256) tcq4_round_wide_g256_f16(
-        const uint16_t * __restrict__ x, const int32_t * __restrict__ perm, tcq4_block8 * __restrict__ acts, int64_t tokens, int chunks, int staged) {
-    tcq4_round_tokens<TCQ4_RULE_INT4_G256>(x, perm, acts, tokens, chunks, staged);
-}
-
-TCQ4_KERNEL __launch_bounds__(256) tcq4_round_wide_fork_f16(
-        const uint16_t * __restrict__ x, const int32_t * __restrict__ perm, tcq4_block8 * __restrict__ acts, int64_t tokens, int chunks, int staged) {
-    tcq4_round_tokens<TCQ4_RULE_INT4_FORK>(x, perm, acts, tokens, chunks, staged);
-}
+TCQ4_ROUND_KERNEL(tcq4_round_int8_f32,       TCQ4_RULE_INT8,      float,    tcq4_act8)
+TCQ4_ROUND_KERNEL(tcq4_round_int4_g32_f32,   TCQ4_RULE_INT4_G32,  float,    tcq4_act4)
+TCQ4_ROUND_KERNEL(tcq4_round_int4_g256_f32,  TCQ4_RULE_INT4_G256, float,    tcq4_act4)
+TCQ4_ROUND_KERNEL(tcq4_round_int4_fork_f32,  TCQ4_RULE_INT4_FORK, float,    tcq4_act4)
+TCQ4_ROUND_KERNEL(tcq4_round_block_g256_f32, TCQ4_RULE_INT4_G256, float,    tcq4_block4)
+TCQ4_ROUND_KERNEL(tcq4_round_block_fork_f32, TCQ4_RULE_INT4_FORK, float,    tcq4_block4)
+TCQ4_ROUND_KERNEL(tcq4_round_wide_g256_f32,  TCQ4_RULE_INT4_G256, float,    tcq4_block8)
+TCQ4_ROUND_KERNEL(tcq4_round_wide_fork_f32,  TCQ4_RULE_INT4_FORK, float,    tcq4_block8)
+TCQ4_ROUND_KERNEL(tcq4_round_int8_f16,       TCQ4_RULE_INT8,      uint16_t, tcq4_act8)
+TCQ4_ROUND_KERNEL(tcq4_round_int4_g32_f16,   TCQ4_RULE_INT4_G32,  uint16_t, tcq4_act4)
+TCQ4_ROUND_KERNEL(tcq4_round_int4_g256_f16,  TCQ4_RULE_INT4_G256, uint16_t, tcq4_act4)
+TCQ4_ROUND_KERNEL(tcq4_round_int4_fork_f16,  TCQ4_RULE_INT4_FORK, uint16_t, tcq4_act4)
+TCQ4_ROUND_KERNEL(tcq4_round_block_g256_f16, TCQ4_RULE_INT4_G256, uint16_t, tcq4_block4)
+TCQ4_ROUND_KERNEL(tcq4_round_block_fork_f16, TCQ4_RULE_INT4_FORK, uint16_t, tcq4_block4)
+TCQ4_ROUND_KERNEL(tcq4_round_wide_g256_f16,  TCQ4_RULE_INT4_G256, uint16_t, tcq4_block8)
+TCQ4_ROUND_KERNEL(tcq4_round_wide_fork_f16,  TCQ4_RULE_INT4_FORK, uint16_t, tcq4_block8)

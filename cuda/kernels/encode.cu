@@ -9,26 +9,14 @@
 
 #include "tcq4_encode.cuh"
 
-TCQ4_KERNEL __launch_bounds__(64) tcq4_encode_parity_f32(
-        const float * __restrict__ x, const int32_t * __restrict__ perm, int rotated, int chunks, tcq4_tile * __restrict__ tiles,
-        float * __restrict__ losses, int32_t * __restrict__ defects) {
-    tcq4_encode_tile<false>(x, perm, rotated, chunks, tiles, losses, defects);
-}
+#define TCQ4_ENCODE_KERNEL(name, search, value) \
+    TCQ4_KERNEL __launch_bounds__(64) name( \
+            const value * __restrict__ x, const int32_t * __restrict__ perm, int rotated, int chunks, tcq4_tile * __restrict__ tiles, \
+            float * __restrict__ losses, int32_t * __restrict__ defects) { \
+        tcq4_encode_tile<search>(x, perm, rotated, chunks, tiles, losses, defects); \
+    }
 
-TCQ4_KERNEL __launch_bounds__(64) tcq4_encode_parity_f16(
-        const uint16_t * __restrict__ x, const int32_t * __restrict__ perm, int rotated, int chunks, tcq4_tile * __restrict__ tiles,
-        float * __restrict__ losses, int32_t * __restrict__ defects) {
-    tcq4_encode_tile<false>(x, perm, rotated, chunks, tiles, losses, defects);
-}
-
-TCQ4_KERNEL __launch_bounds__(64) tcq4_encode_default_f32(
-        const float * __restrict__ x, const int32_t * __restrict__ perm, int rotated, int chunks, tcq4_tile * __restrict__ tiles,
-        float * __restrict__ losses, int32_t * __restrict__ defects) {
-    tcq4_encode_tile<true>(x, perm, rotated, chunks, tiles, losses, defects);
-}
-
-TCQ4_KERNEL __launch_bounds__(64) tcq4_encode_default_f16(
-        const uint16_t * __restrict__ x, const int32_t * __restrict__ perm, int rotated, int chunks, tcq4_tile * __restrict__ tiles,
-        float * __restrict__ losses, int32_t * __restrict__ defects) {
-    tcq4_encode_tile<true>(x, perm, rotated, chunks, tiles, losses, defects);
-}
+TCQ4_ENCODE_KERNEL(tcq4_encode_parity_f32,  false, float)
+TCQ4_ENCODE_KERNEL(tcq4_encode_parity_f16,  false, uint16_t)
+TCQ4_ENCODE_KERNEL(tcq4_encode_default_f32, true,  float)
+TCQ4_ENCODE_KERNEL(tcq4_encode_default_f16, true,  uint16_t)

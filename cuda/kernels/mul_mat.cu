@@ -19,26 +19,14 @@ static __device__ __forceinline__ void tcq4_mul_mat_tile(
     tcq4_gemm_block(*(tcq4_gemm_shared<act> *) memory, job, blockIdx.x*TCQ4_GEMM_TOKENS, blockIdx.y*TCQ4_GEMM_ROWS);
 }
 
-TCQ4_KERNEL __launch_bounds__(256, 1) tcq4_mul_mat_int8(
-        const tcq4_tile * __restrict__ tiles, const tcq4_act8 * __restrict__ acts, float * __restrict__ y, int rows, int chunks, int tokens,
-        int64_t y_stride) {
-    tcq4_mul_mat_tile(tiles, acts, y, rows, chunks, tokens, y_stride);
-}
+#define TCQ4_MUL_MAT_KERNEL(name, act) \
+    TCQ4_KERNEL __launch_bounds__(256, 1) name( \
+            const tcq4_tile * __restrict__ tiles, const act * __restrict__ acts, float * __restrict__ y, int rows, int chunks, int tokens, \
+            int64_t y_stride) { \
+        tcq4_mul_mat_tile(tiles, acts, y, rows, chunks, tokens, y_stride); \
+    }
 
-TCQ4_KERNEL __launch_bounds__(256, 1) tcq4_mul_mat_int4(
-        const tcq4_tile * __restrict__ tiles, const tcq4_act4 * __restrict__ acts, float * __restrict__ y, int rows, int chunks, int tokens,
-        int64_t y_stride) {
-    tcq4_mul_mat_tile(tiles, acts, y, rows, chunks, tokens, y_stride);
-}
-
-TCQ4_KERNEL __launch_bounds__(256, 1) tcq4_mul_mat_block4(
-        const tcq4_tile * __restrict__ tiles, const tcq4_block4 * __restrict__ acts, float * __restrict__ y, int rows, int chunks, int tokens,
-        int64_t y_stride) {
-    tcq4_mul_mat_tile(tiles, acts, y, rows, chunks, tokens, y_stride);
-}
-
-TCQ4_KERNEL __launch_bounds__(256, 1) tcq4_mul_mat_block8(
-        const tcq4_tile * __restrict__ tiles, const tcq4_block8 * __restrict__ acts, float * __restrict__ y, int rows, int chunks, int tokens,
-        int64_t y_stride) {
-    tcq4_mul_mat_tile(tiles, acts, y, rows, chunks, tokens, y_stride);
-}
+TCQ4_MUL_MAT_KERNEL(tcq4_mul_mat_int8,   tcq4_act8)
+TCQ4_MUL_MAT_KERNEL(tcq4_mul_mat_int4,   tcq4_act4)
+TCQ4_MUL_MAT_KERNEL(tcq4_mul_mat_block4, tcq4_block4)
+TCQ4_MUL_MAT_KERNEL(tcq4_mul_mat_block8, tcq4_block8)

@@ -25,33 +25,18 @@ static __device__ __forceinline__ void tcq4_mul_mat_of_expert(
     tcq4_gemm_block(*(tcq4_gemm_shared<act> *) memory, job, first, blockIdx.y*TCQ4_GEMM_ROWS);
 }
 
-TCQ4_KERNEL __launch_bounds__(256, 1) tcq4_mul_mat_id_int8(
-        const tcq4_tile * __restrict__ tiles, const tcq4_act8 * __restrict__ acts, const int32_t * __restrict__ bounds,
-        const int32_t * __restrict__ sources, const int32_t * __restrict__ targets, float * __restrict__ y, int rows, int chunks, int64_t expert_tiles,
-        int64_t y_stride) {
-    tcq4_mul_mat_of_expert(tiles, acts, bounds, sources, targets, y, rows, chunks, expert_tiles, y_stride);
-}
+#define TCQ4_MUL_MAT_ID_KERNEL(name, act) \
+    TCQ4_KERNEL __launch_bounds__(256, 1) name( \
+            const tcq4_tile * __restrict__ tiles, const act * __restrict__ acts, const int32_t * __restrict__ bounds, \
+            const int32_t * __restrict__ sources, const int32_t * __restrict__ targets, float * __restrict__ y, int rows, int chunks, \
+            int64_t expert_tiles, int64_t y_stride) { \
+        tcq4_mul_mat_of_expert(tiles, acts, bounds, sources, targets, y, rows, chunks, expert_tiles, y_stride); \
+    }
 
-TCQ4_KERNEL __launch_bounds__(256, 1) tcq4_mul_mat_id_int4(
-        const tcq4_tile * __restrict__ tiles, const tcq4_act4 * __restrict__ acts, const int32_t * __restrict__ bounds,
-        const int32_t * __restrict__ sources, const int32_t * __restrict__ targets, float * __restrict__ y, int rows, int chunks, int64_t expert_tiles,
-        int64_t y_stride) {
-    tcq4_mul_mat_of_expert(tiles, acts, bounds, sources, targets, y, rows, chunks, expert_tiles, y_stride);
-}
-
-TCQ4_KERNEL __launch_bounds__(256, 1) tcq4_mul_mat_id_block4(
-        const tcq4_tile * __restrict__ tiles, const tcq4_block4 * __restrict__ acts, const int32_t * __restrict__ bounds,
-        const int32_t * __restrict__ sources, const int32_t * __restrict__ targets, float * __restrict__ y, int rows, int chunks, int64_t expert_tiles,
-        int64_t y_stride) {
-    tcq4_mul_mat_of_expert(tiles, acts, bounds, sources, targets, y, rows, chunks, expert_tiles, y_stride);
-}
-
-TCQ4_KERNEL __launch_bounds__(256, 1) tcq4_mul_mat_id_block8(
-        const tcq4_tile * __restrict__ tiles, const tcq4_block8 * __restrict__ acts, const int32_t * __restrict__ bounds,
-        const int32_t * __restrict__ sources, const int32_t * __restrict__ targets, float * __restrict__ y, int rows, int chunks, int64_t expert_tiles,
-        int64_t y_stride) {
-    tcq4_mul_mat_of_expert(tiles, acts, bounds, sources, targets, y, rows, chunks, expert_tiles, y_stride);
-}
+TCQ4_MUL_MAT_ID_KERNEL(tcq4_mul_mat_id_int8,   tcq4_act8)
+TCQ4_MUL_MAT_ID_KERNEL(tcq4_mul_mat_id_int4,   tcq4_act4)
+TCQ4_MUL_MAT_ID_KERNEL(tcq4_mul_mat_id_block4, tcq4_block4)
+TCQ4_MUL_MAT_ID_KERNEL(tcq4_mul_mat_id_block8, tcq4_block8)
 
 TCQ4_KERNEL __launch_bounds__(256) tcq4_sort_experts(
         const int32_t * __restrict__ ids, int n, int used, int experts, int32_t * __restrict__ bounds, int32_t * __restrict__ sources,
