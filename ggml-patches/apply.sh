@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Brings a llama.cpp source tree the type TCQ4_K32: copies files/ and the headers of cuda/include, and applies the series of patches.
+# Brings a llama.cpp source tree the type TCQ4_K32: copies files/ and those headers of cuda/include that they include, and applies the series of patches.
 # A tree that has them already is left as it is. Needs git (as a patch program: the tree need not be a repository) and sha256sum.
 #
 # usage: apply.sh [--any-revision] [--commits] TREE
@@ -42,7 +42,7 @@ copy_files() {
     # an unchanged file keeps its time, so that nothing is compiled in vain
     cmp -s "$here/files/$file" "$tree/$file" || cp "$here/files/$file" "$tree/$file"
   done < <(cd "$here/files" && find . -type f | sed 's|^\./||')
-  for file in "$here"/../cuda/include/*; do
+  for file in "$here"/../cuda/include/tcq4_{k32.h,device.cuh,act.cuh,decode.cuh,mul_vec.cuh,mul_mat.cuh}; do
     cmp -s "$file" "$tree/ggml/src/${file##*/}" || cp "$file" "$tree/ggml/src/${file##*/}"
   done
 }

@@ -15,7 +15,7 @@ for type in "${types[@]}"; do
 done
 for _ in $(seq "${ROUNDS:-3}"); do
   for type in "${types[@]}"; do
-    "$bin/llama-bench" -m "$work/$type.gguf" -t "${THREADS:-2}" -p "${PROMPT:-512}" -n "${GENERATE:-64}" -r 2 -o json 2>/dev/null >"$work/record"
+    "$bin/llama-bench" -m "$work/$type.gguf" -t "${THREADS:-2}" -p "${PROMPT:-512}" -n "${GENERATE:-64}" -r 2 -o json 2>"$work/log" >"$work/record" || { tail -n 5 "$work/log" >&2; exit 1; }
     python3 - "$type" "$work/record" >>"$work/rates" <<'P'
 import json, sys
 for test in json.load(open(sys.argv[2])):

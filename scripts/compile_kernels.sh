@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Compiles cuda/kernels without a GPU and compares what became of every kernel with benches/record/sass.tsv: registers, shared memory, instructions,
 # tensor core instructions. Fails where something does not compile, spills or uses local memory, where INT4 tensor core instructions are missing on
-# sm_75 to sm_89 or emulated on others, and where registers or shared memory are not those of the record.
+# sm_75 to sm_89 or emulated on others, and where registers or shared memory are not those of the record, if that was made by this version of nvcc.
 #
 # usage: compile_kernels.sh [--record] [ARCHITECTURE...]     default: 75 80 86 89 90 100 120
 #   --record   writes the record anew (for the architectures given) instead of comparing
-# nvcc and cuobjdump: see cuda_toolkit.sh. Another version of nvcc may well use other registers: the first line of the record names its own.
+# nvcc and cuobjdump: see cuda_toolkit.sh. Another version of nvcc may well use other registers, so its figures are not compared, and that is said.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mode=compare

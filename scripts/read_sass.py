@@ -85,29 +85,43 @@ def read_record():
     return [dict(zip(COLUMNS, line.split("\t"))) for line in lines], first
 
 
+def silent(folder):
+    """Compiled files of which nothing was read: the tools then speak in a way that is not understood here."""
+    logs = sorted(folder.glob("*.log"))
+    if not logs:
+        yield f"{folder}: nothing was compiled"
+    for log in logs:
+        if not usage(log.read_text()):
+            yield f"{log.name}: names no kernel"
+        elif not instructions(log.with_suffix(".sass").read_text()):
+            yield f"{log.with_suffix('.sass').name}: has no instructions"
+
+
 def main():
     mode, version, folder = sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3])
     table = rows(folder)
-    problems = [f"sm_{row['arch']} {row['kernel']}: {text}" for row in table for text in complaints(row)]
-    archs = {row["arch"] for row in table}
+    problems = [*silent(folder)]
+    problems += [f"sm_{row['arch']} {row['kernel']}: {text}" for row in table for text in complaints(row)]
+    archs = {log.name.split(".")[-2] for log in folder.glob("*.log")}
     recorded, head = read_record()
-    if mode == "record":
+    if mode == "record" and not problems:
         kept = [row for row in recorded if row["arch"] not in archs]
         table = sorted(table + kept, key=lambda row: (int(row["arch"]), row["kernel"]))
         lines = ["\t".join(row[column] for column in COLUMNS) for row in table]
         RECORD.parent.mkdir(parents=True, exist_ok=True)
         RECORD.write_text("\n".join([f"# nvcc {version}", "\t".join(COLUMNS), *lines]) + "\n")
-    else:
+    elif mode != "record":
         known = {(row["arch"], row["kernel"]): row for row in recorded if row["arch"] in archs}
         found = {(row["arch"], row["kernel"]): row for row in table}
         for arch, kernel in sorted(known.keys() ^ found.keys()):
             problems.append(f"sm_{arch} {kernel}: {'is not in the record' if (arch, kernel) in found else 'is in the record but not there'}")
-        for key in sorted(known.keys() & found.keys()):
+        same = head == f"# nvcc {version}"
+        if not same:
+            print(f"{' and '.join(FIXED)} were not compared: the record is of {head[2:] or 'no compiler'}, this is nvcc {version}")
+        for key in sorted(known.keys() & found.keys()) if same else []:
             for column in FIXED:
                 if known[key][column] != found[key][column]:
                     problems.append(f"sm_{key[0]} {key[1]}: {column} {found[key][column]}, recorded {known[key][column]}")
-        if problems and head != f"# nvcc {version}":
-            problems.append(f"the record was made with another compiler ({head[2:]}); this is nvcc {version}")
     for arch in sorted(archs, key=int):
         print(f"sm_{arch}: {sum(row['arch'] == arch for row in table)} kernels")
     for problem in problems:

@@ -51,8 +51,11 @@ install_numpy() {
       echo "setup: no snakemake; the test of the workflow will be skipped" >&2
   fi
   if ! compgen -G "$folder/lib/python3*/site-packages/nvidia/*/lib/libnvrtc.so*" >/dev/null; then
+    # a driver takes what NVRTC of its own CUDA, or of an older one, makes
+    local nvrtc='nvidia-cuda-nvrtc>=13'
+    ! nvidia-smi 2>/dev/null | grep 'CUDA Version: 12' >/dev/null || nvrtc=nvidia-cuda-nvrtc-cu12
     echo "setup: installing NVRTC into $folder" >&2
-    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check 'nvidia-cuda-nvrtc>=13' >/dev/null 2>&1 ||
+    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$nvrtc" >/dev/null 2>&1 ||
       echo "setup: no NVRTC; the tests that compile CUDA kernels with it will be skipped" >&2
   fi
   echo "$folder/bin/python"

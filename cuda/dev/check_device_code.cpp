@@ -47,7 +47,7 @@ template <typename act> static void check_mat(const std::vector<tcq4_tile> & til
     for (int i = 0; i < n*rows; ++i) {
         expected[targets[i/rows]*rows + i%rows] = plain[i];
     }
-    static tcq4_mat_shared<act> shared;
+    __shared__ tcq4_mat_shared<act> shared;
     const tcq4_mat_job<act> job = { tiles.data(), acts.data(), targets.data(), y.data(), rows, chunks, rows, 0, n };
     for (int token = 0; token < n; token += TCQ4_MAT_TOKENS) {
         for (int row = 0; row < rows; row += TCQ4_MAT_ROWS) {

@@ -66,7 +66,7 @@ static void check_vec_id(kernel mul_vec_id, const std::vector<tcq4_tile> & tiles
     const int32_t ids[n] = { 2, 0, 1, 1, 0, 2 };
     const int expert_tiles = rows/8*chunks;
     poisoned<float> y(n*rows);
-    launch({ (unsigned) rows/8, n, 1 }, 128, 0, [&] { mul_vec_id(tiles.data(), acts.data(), ids, y.data(), chunks, expert_tiles, used, rows); });
+    launch({ n, (unsigned) rows/8, 1 }, 128, 0, [&] { mul_vec_id(tiles.data(), acts.data(), ids, y.data(), chunks, expert_tiles, used, rows); });
     std::vector<double> expected;
     for (int i = 0; i < n; ++i) {
         const std::vector<double> one = products(&tiles[ids[i]%experts*expert_tiles], &acts[i/used*chunks], 1, chunks, rows);

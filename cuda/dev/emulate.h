@@ -1,8 +1,9 @@
 // Runs device functions of cuda/include on the CPU, without a GPU: every thread of a block is a fiber, warps exchange registers in step.
 //
 // For tests of meaning (which lane holds what), not of speed. Shuffles, dp4a, conversions and mma are done as the PTX manual defines them; one
-// block runs at a time on one host thread, and all threads of a warp must reach every exchange. Copies are synchronous, so missing waits do not show; missing
-// barriers do where they matter for threads that run one after the other. Needs ucontext.h (Linux).
+// block runs at a time on one host thread, and all threads of a warp must reach every exchange. Asynchronous copies are done when they are waited for. Threads
+// run one after the other, from the last to the first where TCQ4_EMULATED_BACKWARDS is set: a missing barrier shows in one of the two orders at least where a
+// thread reads what another one writes. Shared memory holds rubbish before every block. Needs ucontext.h and a linker for ELF (Linux).
 
 #ifndef TCQ4_EMULATE_H
 #define TCQ4_EMULATE_H
@@ -15,18 +16,31 @@
 #include <functional>
 #include <memory>
 #include <ucontext.h>
+#include <utility>
 #include <vector>
 
 #define TCQ4_EMULATED 1
 #define __device__
 #define __global__
 #define __forceinline__ inline
-#define __shared__      static
+#define __shared__      static __attribute__((section("emulated_shared")))
 #define __align__(n)    __attribute__((aligned(n)))
 #define __launch_bounds__(...)
 
 struct dim3 { unsigned x, y, z; };
 static dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+// The ends of the section, where there is one.
+extern "C" {
+__attribute__((weak, visibility("hidden"))) extern unsigned char __start_emulated_shared[], __stop_emulated_shared[];
+}
+
+static constexpr unsigned char emulated_rubbish = 0xff; // NaN, -1
+
+[[noreturn]] static inline void emulated_failure(const char * what) {
+    fprintf(stderr, "%s\n", what);
+    abort();
+}
 
 struct emulated_barrier {
     int      threads    = 0;
@@ -43,6 +57,7 @@ struct emulated_fiber {
     ucontext_t        context;
     std::vector<char> stack;
     bool              done = false;
+    std::vector<std::pair<void *, const void *>> copies; // that were begun
 };
 
 static struct {
@@ -52,15 +67,21 @@ static struct {
     ucontext_t                                   scheduler;
     const std::function<void()> *                body;
     std::vector<unsigned char>                   dynamic_shared;
-    int                                          votes; // of __syncthreads_or
+    int                                          votes;    // of __syncthreads_or
+    bool                                         advanced; // whether a thread went on since this was last looked at
 } the_block;
 
 static inline emulated_warp & own_warp() { return the_block.warps[threadIdx.x/32]; }
 static inline int             own_lane() { return (int) threadIdx.x%32; }
 
 static inline void emulated_thread() {
+    the_block.advanced = true;
     (*the_block.body)();
-    the_block.fibers[threadIdx.x]->done = true;
+    emulated_fiber & fiber = *the_block.fibers[threadIdx.x];
+    fiber.done = true;
+    if (!fiber.copies.empty()) {
+        emulated_failure("a thread ends without having waited for its copies");
+    }
 }
 
 // Lets the other threads run until all have come here.
@@ -69,16 +90,30 @@ static inline void wait(emulated_barrier & barrier) {
     if (++barrier.arrived == barrier.threads) {
         barrier.arrived = 0;
         ++barrier.generation;
+        the_block.advanced = true;
         return;
     }
     while (barrier.generation == generation) {
         swapcontext(&the_block.fibers[threadIdx.x]->context, &the_block.scheduler);
     }
+    the_block.advanced = true;
+}
+
+static inline void emulated_copy16(void * shared, const void * global) { the_block.fibers[threadIdx.x]->copies.emplace_back(shared, global); }
+
+static inline void emulated_copies_wait() {
+    std::vector<std::pair<void *, const void *>> & copies = the_block.fibers[threadIdx.x]->copies;
+    for (const auto & [shared, global] : copies) {
+        memcpy(shared, global, 16);
+    }
+    copies.clear();
 }
 
 // Calls `body` in so many threads, which are a block.
 static inline void emulate(int threads, const std::function<void()> & body) {
+    static const bool backwards = getenv("TCQ4_EMULATED_BACKWARDS") != nullptr;
     const size_t stack = 128*1024;
+    memset(__start_emulated_shared, emulated_rubbish, (size_t) (__stop_emulated_shared - __start_emulated_shared));
     the_block.body    = &body;
     the_block.barrier = { threads, 0, 0 };
     the_block.warps.assign(threads/32, emulated_warp{ { 32, 0, 0 }, {} });
@@ -96,14 +131,18 @@ static inline void emulate(int threads, const std::function<void()> & body) {
         fiber.context.uc_link          = &the_block.scheduler;
         makecontext(&fiber.context, emulated_thread, 0);
     }
-    for (bool running = true; running;) {
-        running = false;
-        for (int i = 0; i < threads; ++i) {
+    for (int running = threads; running > 0;) {
+        the_block.advanced = false;
+        for (int n = 0; n < threads; ++n) {
+            const int i = backwards ? threads - 1 - n : n;
             if (!the_block.fibers[i]->done) {
                 threadIdx.x = (unsigned) i;
                 swapcontext(&the_block.scheduler, &the_block.fibers[i]->context);
-                running = true;
+                running -= the_block.fibers[i]->done;
             }
+        }
+        if (!the_block.advanced) {
+            emulated_failure("threads wait for each other at different barriers, or for one that has ended");
         }
     }
 }
@@ -115,12 +154,11 @@ static inline void launch(dim3 grid, int threads, size_t shared_bytes, const std
     for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z) {
         for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y) {
             for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) {
-                the_block.dynamic_shared.assign(shared_bytes + 16 + fence, 0xa5);
+                the_block.dynamic_shared.assign(shared_bytes + 16 + fence, emulated_rubbish);
                 emulate(threads, body);
                 for (size_t i = 0; i < fence; ++i) {
-                    if (the_block.dynamic_shared[shared_bytes + 16 + i] != 0xa5) {
-                        fprintf(stderr, "a block wrote behind its dynamic shared memory\n");
-                        abort();
+                    if (the_block.dynamic_shared[shared_bytes + 16 + i] != emulated_rubbish) {
+                        emulated_failure("a block wrote behind its dynamic shared memory");
                     }
                 }
             }

@@ -1,7 +1,8 @@
 // A CUDA driver without a GPU: the calls that tcq4 makes of libcuda.so, with kernels run by emulate.h. Compiled as a shared library of that name and put
 // before the real one in the search path of the loader, it lets the whole program run what it would run on a GPU: launches, shapes, checks.
 //
-// Memory is the host's, everything is done at once and in order, time is the host's. Modules are taken on trust: a kernel is found by its name alone.
+// Memory is the host's, everything is done at once and in order, time is the host's. What a cubin says of its kernels (static shared memory, the most threads)
+// and what a GPU allows decide which launches are refused; the code in it is taken on trust: a kernel is found by its name.
 // Where TCQ4_EMULATED_LAUNCHES names a file, the names of launched kernels go there, a line each.
 // TCQ4_NATIVE_INT4 (0 or 1) as for the other checks; the device says that it is of compute capability 9.0 or 8.6 accordingly.
 
@@ -20,6 +21,7 @@
 #include "../kernels/statistics.cu"
 
 #include <chrono>
+#include <elf.h>
 #include <map>
 #include <mutex>
 #include <string>
@@ -56,6 +58,60 @@ static const std::map<std::string, kernel> kernels = {
     KERNEL(tcq4_channel_max), KERNEL(tcq4_smooth_rank), KERNEL(tcq4_smooth_scales), KERNEL(tcq4_smooth_round),
 };
 
+// What a block may have, and what it may have without asking.
+static constexpr size_t most_shared  = (TCQ4_NATIVE_INT4 ? 99 : 227) << 10;
+static constexpr size_t usual_shared = 48 << 10;
+
+// A kernel of a module: what its code says, and what was set.
+struct function {
+    const kernel * run            = nullptr;
+    unsigned       most_threads   = 1024;
+    size_t         static_shared  = 0;
+    size_t         dynamic_shared = 0; // that it may have
+};
+
+typedef std::map<std::string, function> module;
+
+// The most threads of a block, from the attributes of a kernel: format and number, then a value of two bytes or its size before it.
+static unsigned most_threads(const unsigned char * at, size_t size) {
+    enum { SIZED = 4, MAX_THREADS = 5 };
+    for (size_t i = 0; i + 4 <= size;) {
+        uint16_t value;
+        memcpy(&value, at + i + 2, sizeof(value));
+        if (at[i] == SIZED && at[i + 1] == MAX_THREADS) {
+            uint32_t threads;
+            memcpy(&threads, at + i + 4, sizeof(threads));
+            return threads;
+        }
+        i += at[i] == SIZED ? 4 + value : 4;
+    }
+    return 1024;
+}
+
+// The kernels of a cubin.
+static module * read_module(const unsigned char * image) {
+    module * read = new module;
+    const Elf64_Ehdr & head     = *(const Elf64_Ehdr *) image;
+    const Elf64_Shdr * sections = (const Elf64_Shdr *) (image + head.e_shoff);
+    const char *       names    = (const char *) image + sections[head.e_shstrndx].sh_offset;
+    for (int i = 0; i < head.e_shnum; ++i) {
+        const std::string name = names + sections[i].sh_name;
+        const auto of = [&](const char * prefix) { return name.rfind(prefix, 0) == 0 ? name.substr(strlen(prefix)) : ""; };
+        if (const std::string info = of(".nv.info."); !info.empty()) {
+            (*read)[info].most_threads = most_threads(image + sections[i].sh_offset, sections[i].sh_size);
+        }
+        if (const std::string shared = of(".nv.shared."); !shared.empty()) {
+            (*read)[shared].static_shared = sections[i].sh_size;
+        }
+    }
+    for (auto & [name, one] : *read) {
+        const auto known = kernels.find(name);
+        one.run            = known == kernels.end() ? nullptr : &known->second;
+        one.dynamic_shared = usual_shared - one.static_shared;
+    }
+    return read;
+}
+
 enum { SUCCESS = 0, INVALID_VALUE = 1, INVALID_CONTEXT = 201, NOT_FOUND = 500 };
 
 typedef std::chrono::steady_clock watch;
@@ -90,6 +146,7 @@ int cuDeviceGetAttribute(int * value, int attribute, int) {
         case 38:  *value = 1 << 16; break;                  // L2 cache
         case 75:  *value = TCQ4_NATIVE_INT4 ? 8 : 9; break; // compute capability
         case 76:  *value = TCQ4_NATIVE_INT4 ? 6 : 0; break;
+        case 97:  *value = most_shared; break;
         case 115: *value = 1; break;                        // memory pools
         default:  *value = 0; break;
     }
@@ -127,29 +184,47 @@ int cuMemcpyDtoDAsync_v2(void * to, const void * from, size_t bytes, void *) { r
 int cuMemsetD8Async(void * at, unsigned char byte, size_t bytes, void *) { return put([=] { memset(at, byte, bytes); }); }
 
 int cuModuleLoadData(void ** module, const void * image) {
-    *module = new int;
-    return memcmp(image, "\x7f" "ELF", 4) == 0 ? SUCCESS : INVALID_VALUE;
-}
-
-int cuModuleUnload(void * module) { delete (int *) module; return SUCCESS; }
-
-int cuModuleGetFunction(void ** function, void *, const char * name) {
-    const auto found = kernels.find(name);
-    if (found == kernels.end()) {
-        return NOT_FOUND;
+    if (memcmp(image, "\x7f" "ELF", 4) != 0) {
+        return INVALID_VALUE;
     }
-    *function = (void *) &found->second;
+    *module = read_module((const unsigned char *) image);
     return SUCCESS;
 }
 
-static thread_local size_t allowed_shared = 48 << 10;
+int cuModuleUnload(void * unloaded) { delete (module *) unloaded; return SUCCESS; }
 
-int cuFuncSetAttribute(void *, int, int bytes) { allowed_shared = (size_t) bytes; return bytes <= 227 << 10 ? SUCCESS : INVALID_VALUE; }
+int cuModuleGetFunction(void ** found, void * of, const char * name) {
+    const auto one = ((module *) of)->find(name);
+    if (one == ((module *) of)->end() || !one->second.run) {
+        return NOT_FOUND;
+    }
+    *found = &one->second;
+    return SUCCESS;
+}
+
+int cuFuncGetAttribute(int * value, int attribute, void * of) {
+    enum { SHARED_SIZE_BYTES = 1 };
+    *value = (int) ((const function *) of)->static_shared;
+    return attribute == SHARED_SIZE_BYTES ? SUCCESS : INVALID_VALUE;
+}
+
+int cuFuncSetAttribute(void * of, int attribute, int bytes) {
+    enum { MAX_DYNAMIC_SHARED_SIZE_BYTES = 8 };
+    function & one = *(function *) of;
+    if (attribute != MAX_DYNAMIC_SHARED_SIZE_BYTES || bytes < 0 || (size_t) bytes + one.static_shared > most_shared) {
+        return INVALID_VALUE;
+    }
+    one.dynamic_shared = (size_t) bytes;
+    return SUCCESS;
+}
 
 int cuLaunchKernel(
-        void * function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned threads_y, unsigned threads_z, unsigned shared, void *,
+        void * launched, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned threads_y, unsigned threads_z, unsigned shared, void *,
         void ** parameters, void **) {
-    if (!current || x*y*z == 0 || threads%32 || threads > 1024 || threads_y*threads_z != 1 || (shared > 48 << 10 && shared > allowed_shared)) {
+    const function & one = *(const function *) launched;
+    const bool grid  = x > 0 && x <= INT32_MAX && y > 0 && y <= 65535 && z > 0 && z <= 65535;
+    const bool block = threads%32 == 0 && threads <= one.most_threads && threads_y*threads_z == 1;
+    if (!current || !grid || !block || shared > one.dynamic_shared) {
         return INVALID_VALUE;
     }
     if (const char * path = getenv("TCQ4_EMULATED_LAUNCHES")) {
@@ -163,7 +238,7 @@ int cuLaunchKernel(
         fclose(file);
     }
     // The arguments are copied at once: the caller's are gone when a recording is played.
-    const std::function<void()> thread = (*(const kernel *) function)(parameters);
+    const std::function<void()> thread = (*one.run)(parameters);
     return put([=] { launch({ x, y, z }, (int) threads, shared, thread); });
 }
 

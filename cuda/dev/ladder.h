@@ -28,9 +28,23 @@ template <typename T> static T * allocate(size_t n) {
     return at;
 }
 
+// Ends the program where CUDA refused something.
+static void expect(cudaError_t error) {
+    if (error != cudaSuccess) {
+        fprintf(stderr, "a kernel failed: %s\n", cudaGetErrorString(error));
+        exit(1);
+    }
+}
+
+// Waits for what was launched.
+static void finish() {
+    expect(cudaGetLastError());
+    expect(cudaDeviceSynchronize());
+}
+
 // A launch as a value: grid, threads and dynamic shared memory of a kernel with its arguments.
 #define LAUNCH(kernel, x, y, threads, shared, ...) [&] { \
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int) (shared)); \
+        expect(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int) (shared))); \
         kernel<<<dim3(x, y), threads, shared>>>(__VA_ARGS__); \
     }
 
@@ -40,16 +54,15 @@ static float milliseconds(const std::function<void()> & run) {
     cudaEventCreate(&before);
     cudaEventCreate(&after);
     run();
+    finish();
     cudaEventRecord(before);
     for (int i = 0; i < 20; ++i) {
         run();
     }
     cudaEventRecord(after);
+    finish();
     float time = 0.0f;
-    if (cudaEventSynchronize(after) != cudaSuccess || cudaEventElapsedTime(&time, before, after) != cudaSuccess) {
-        fprintf(stderr, "a kernel failed: %s\n", cudaGetErrorString(cudaGetLastError()));
-        exit(1);
-    }
+    expect(cudaEventElapsedTime(&time, before, after));
     return time/20;
 }
 #else
@@ -58,6 +71,8 @@ template <typename T> static T * allocate(size_t n) {
     memset((void *) at, 0xc3, n*sizeof(T));
     return at;
 }
+
+static void finish() {}
 
 #define LAUNCH(kernel, x, y, threads, shared, ...) [&] { launch({ (unsigned) (x), (unsigned) (y), 1 }, threads, shared, [&] { kernel(__VA_ARGS__); }); }
 
@@ -69,8 +84,19 @@ static float milliseconds(const std::function<void()> & run) {
 
 static int failures = 0;
 
+// The larger of two errors; NaN if one is.
+static double worse(double a, double b) { return a != a || b != b ? NAN : a > b ? a : b; }
+
+// What a rung writes: nothing of the rung before may be left of it.
+struct output {
+    void * at;
+    size_t bytes;
+};
+
 // Runs a rung, checks it and prints what it reached. `work`: bytes or operations of a run; `unit` names a thousand million of them a second.
-static void rung(const char * name, const std::function<void()> & run, const std::function<double()> & error, double most, double work, const char * unit) {
+static void rung(
+        const char * name, output out, const std::function<void()> & run, const std::function<double()> & error, double most, double work, const char * unit) {
+    memset(out.at, 0xc3, out.bytes);
     const float  time  = milliseconds(run);
     const double found = error();
     failures += !(found <= most);

@@ -9,6 +9,9 @@
 
 #include "ladder.h"
 
+#include <algorithm>
+#include <numeric>
+
 #include "../kernels/activations.cu"
 #include "../kernels/fwht.cu"
 #include "../kernels/gather.cu"
@@ -79,9 +82,8 @@ int main() {
     float * x = allocate<float>(n), * y = allocate<float>(n), * moved = allocate<float>(n);
     int32_t * perm = allocate<int32_t>(k);
     fill_normal(x, n, 1.0f);
-    for (int i = 0; i < k; ++i) {
-        perm[i] = (int32_t) ((long long) i*1021%k); // 1021 is odd: a permutation
-    }
+    std::iota(perm, perm + k, 0);
+    std::shuffle(perm, perm + k, generator);
     std::vector<float> expected(x, x + n);
     for (size_t i = 0; i < n; i += 256) {
         tcq4_fwht256(&expected[i]);
@@ -92,17 +94,14 @@ int main() {
         const auto single = [&] {
             memcpy(y, x, n*sizeof(float));
             run();
-#if defined(__CUDACC__)
-            cudaDeviceSynchronize();
-#endif
+            finish();
             double worst = 0.0;
             for (size_t i = 0; i < n; ++i) {
-                worst = std::fmax(worst, std::fabs(y[i] - expected[i]));
+                worst = worse(worst, std::fabs(y[i] - expected[i]));
             }
             return worst;
         };
-        memcpy(y, x, n*sizeof(float));
-        rung(name, run, single, 0.0, 8.0*n, "GB/s");
+        rung(name, { y, n*sizeof(float) }, run, single, 0.0, 8.0*n, "GB/s");
     };
     const int64_t all = (int64_t) tokens*chunks;
     fwht_rung("FWHT 1, a thread a chunk", LAUNCH(fwht_1, (all + 127)/128, 1, 128, 0, y, all));
@@ -133,8 +132,9 @@ int main() {
     const auto   gather = LAUNCH(tcq4_gather_f32, (n + 2047)/2048, 1, 256, 0, x, perm, moved, tokens, k, 0);
     const auto   turn   = LAUNCH(tcq4_fwht_f32, (all + 7)/8, 1, 256, 0, moved, all);
     const auto   round  = LAUNCH(round_1, (8*all + 127)/128, 1, 128, 0, moved, acts, 8*all);
-    rung("INT8 1, three launches", [&] { gather(); turn(); round(); }, wrong, 0.0, bytes, "GB/s");
-    rung("INT8 2, one launch", LAUNCH(tcq4_round_int8_f32, (all + 7)/8, 1, 256, 0, x, perm, acts, tokens, chunks, 0), wrong, 0.0, bytes, "GB/s");
-    rung("INT8 3, rows in shared memory", LAUNCH(tcq4_round_int8_f32, tokens, 1, 256, 4*k, x, perm, acts, tokens, chunks, 1), wrong, 0.0, bytes, "GB/s");
+    const output out     = { acts, all*sizeof(tcq4_act8) };
+    rung("INT8 1, three launches", out, [&] { gather(); turn(); round(); }, wrong, 0.0, bytes, "GB/s");
+    rung("INT8 2, one launch", out, LAUNCH(tcq4_round_int8_f32, (all + 7)/8, 1, 256, 0, x, perm, acts, tokens, chunks, 0), wrong, 0.0, bytes, "GB/s");
+    rung("INT8 3, rows in shared memory", out, LAUNCH(tcq4_round_int8_f32, tokens, 1, 256, 4*k, x, perm, acts, tokens, chunks, 1), wrong, 0.0, bytes, "GB/s");
     return failures != 0;
 }

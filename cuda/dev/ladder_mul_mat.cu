@@ -81,9 +81,7 @@ int main() {
     LAUNCH(tcq4_round_int8_f32,       (all + 7)/8, 1, 256, 0, x, nullptr, acts,   tokens, chunks, 0)();
     LAUNCH(tcq4_round_block_g256_f32, (all + 7)/8, 1, 256, 0, x, nullptr, block4, tokens, chunks, 0)();
     LAUNCH(tcq4_round_wide_g256_f32,  (all + 7)/8, 1, 256, 0, x, nullptr, block8, tokens, chunks, 0)();
-#if defined(__CUDACC__)
-    cudaDeviceSynchronize();
-#endif
+    finish();
 
     // Some results in f64, from codes and scales as they are stored.
     const auto error = [&](auto scale, const auto * from, auto code) {
@@ -96,7 +94,7 @@ int main() {
                 sum += (double) tcq4_value(&tiles[row/8*chunks + c/256], row%8, c%256)*scale(act, c%256)*code(act.codes, c%256);
             }
             energy += sum*sum/256;
-            worst = std::fmax(worst, std::fabs(y[(size_t) token*rows + row] - sum));
+            worst = worse(worst, std::fabs(y[(size_t) token*rows + row] - sum));
         }
         return worst/std::sqrt(energy);
     };
@@ -106,17 +104,18 @@ int main() {
     const auto of_block   = [](const auto & act, int) { return act.scale; };
     const auto int8 = [&] { return error(of_group, acts, of_bytes); };
 
+    const output out  = { y, (size_t) tokens*rows*sizeof(float) };
     const double work = 2.0*tokens*rows*k;
     const int    x64 = (tokens + 63)/64, y64 = (rows + 63)/64, x128 = (tokens + 127)/128, y128 = (rows + 127)/128;
-    rung("1, a thread a result", LAUNCH(mul_mat_1, (rows + 127)/128, tokens, 128, 0, tiles, acts, y, rows, chunks, tokens), int8, 1e-4, work, "GOPS");
-    rung("2, dp4a",              LAUNCH(mul_mat_2, (rows + 127)/128, tokens, 128, 0, tiles, acts, y, rows, chunks, tokens), int8, 1e-4, work, "GOPS");
-    rung("3, 64 x 64, INT8",     LAUNCH(mul_mat_3, x64, y64, 128, 0, tiles, acts, y, rows, chunks, tokens), int8, 1e-4, work, "GOPS");
-    rung("4, 128 x 128, INT8",
+    rung("1, a thread a result", out, LAUNCH(mul_mat_1, (rows + 127)/128, tokens, 128, 0, tiles, acts, y, rows, chunks, tokens), int8, 1e-4, work, "GOPS");
+    rung("2, dp4a",              out, LAUNCH(mul_mat_2, (rows + 127)/128, tokens, 128, 0, tiles, acts, y, rows, chunks, tokens), int8, 1e-4, work, "GOPS");
+    rung("3, 64 x 64, INT8",     out, LAUNCH(mul_mat_3, x64, y64, 128, 0, tiles, acts, y, rows, chunks, tokens), int8, 1e-4, work, "GOPS");
+    rung("4, 128 x 128, INT8", out,
          LAUNCH(tcq4_mul_mat_int8, x128, y128, 256, sizeof(tcq4_gemm_shared<tcq4_act8>), tiles, acts, y, rows, chunks, tokens, rows), int8, 1e-4, work, "GOPS");
-    rung("5, one scale for 256, bytes",
+    rung("5, one scale for 256, bytes", out,
          LAUNCH(tcq4_mul_mat_block8, x128, y128, 256, sizeof(tcq4_gemm_shared<tcq4_block8>), tiles, block8, y, rows, chunks, tokens, rows),
          [&] { return error(of_block, block8, of_bytes); }, 1e-4, work, "GOPS");
-    rung("5, one scale for 256, INT4",
+    rung("5, one scale for 256, INT4", out,
          LAUNCH(tcq4_mul_mat_block4, x128, y128, 256, sizeof(tcq4_gemm_shared<tcq4_block4>), tiles, block4, y, rows, chunks, tokens, rows),
          [&] { return error(of_block, block4, of_nibbles); }, 1e-4, work, "GOPS");
     return failures != 0;

@@ -228,6 +228,14 @@ template <typename value> static __device__ __forceinline__ void tcq4_stage_row(
     __syncthreads();
 }
 
+// Eight places of a permutation.
+static __device__ __forceinline__ void tcq4_load_order(const int32_t * __restrict__ perm, int (&from)[8]) {
+    const int4 low  = ((const int4 *) perm)[0];
+    const int4 high = ((const int4 *) perm)[1];
+    from[0] = low.x;  from[1] = low.y;  from[2] = low.z;  from[3] = low.w;
+    from[4] = high.x; from[5] = high.y; from[6] = high.z; from[7] = high.w;
+}
+
 // Reads channels perm[first] .. perm[first + 7] of a row, or those at `first` where perm is null. first is a multiple of 8.
 template <typename value>
 static __device__ __forceinline__ void tcq4_gather8(const value * row, const int32_t * __restrict__ perm, int first, float (&v)[8]) {
@@ -235,9 +243,8 @@ static __device__ __forceinline__ void tcq4_gather8(const value * row, const int
         tcq4_load8(row + first, v);
         return;
     }
-    const int4 low  = ((const int4 *) (perm + first))[0];
-    const int4 high = ((const int4 *) (perm + first))[1];
-    const int from[8] = { low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w };
+    int from[8];
+    tcq4_load_order(perm + first, from);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
         v[i] = tcq4_load(row + from[i]);

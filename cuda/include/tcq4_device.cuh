@@ -111,6 +111,8 @@ static inline float tcq4_div_exact(float a, float b) { return tcq4_opaque(a/b); 
 static __device__ __forceinline__ void tcq4_copy16(void * shared, const void * global) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"((uint32_t) __cvta_generic_to_shared(shared)), "l"(global) : "memory");
+#elif defined(TCQ4_EMULATED)
+    emulated_copy16(shared, global);
 #else
     *(uint4 *) shared = *(const uint4 *) global;
 #endif
@@ -119,6 +121,8 @@ static __device__ __forceinline__ void tcq4_copy16(void * shared, const void * g
 static __device__ __forceinline__ void tcq4_copies_wait() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_all;" ::: "memory");
+#elif defined(TCQ4_EMULATED)
+    emulated_copies_wait();
 #endif
 }
 

@@ -12,10 +12,12 @@
 #define TCQ4_GEMM_THREADS 256
 
 // Halves in shared memory.
+#if !defined(TCQ4_GEMM_STAGES)
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 #define TCQ4_GEMM_STAGES 1
 #else
 #define TCQ4_GEMM_STAGES 2
+#endif
 #endif
 
 // Groups of a half whose instructions registers suffice to mix with INT8 operands, where sums stay integers.
@@ -61,6 +63,14 @@ template <> struct tcq4_gemm_table<false> {};
 template <typename act> struct alignas(16) tcq4_gemm_shared : tcq4_gemm_table<tcq4_gemm_of<act>::grouped> {
     tcq4_gemm_stage<act> stages[TCQ4_GEMM_STAGES];
 };
+
+// What launches have to give: for one half, and for two.
+#define TCQ4_GEMM_SHARED_IS(act, one, two) \
+    TCQ4_STATIC_ASSERT(sizeof(tcq4_gemm_shared<act>) == (TCQ4_GEMM_STAGES == 1 ? one : two), "wrong size of shared memory for " #act)
+TCQ4_GEMM_SHARED_IS(tcq4_act8,   45568, 80896);
+TCQ4_GEMM_SHARED_IS(tcq4_act4,   35328, 60416);
+TCQ4_GEMM_SHARED_IS(tcq4_block4, 25088, 50176);
+TCQ4_GEMM_SHARED_IS(tcq4_block8, 35328, 70656);
 
 // A matrix and the tokens for it.
 template <typename act> struct tcq4_gemm_job {

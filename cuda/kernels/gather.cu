@@ -15,10 +15,12 @@ static __device__ __forceinline__ void tcq4_put8(uint16_t * y, const uint16_t (&
 
 template <typename value>
 static __device__ __forceinline__ void tcq4_gather_eight(const value * row, const int32_t * __restrict__ perm, int first, value * __restrict__ y) {
+    int   from[8];
     value v[8];
+    tcq4_load_order(perm + first, from);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-        v[i] = row[perm[first + i]];
+        v[i] = row[from[i]];
     }
     tcq4_put8(y + first, v);
 }

@@ -3,7 +3,7 @@
 // Maths: y[m][row] = sum over groups of scale[m]*((S*sc/127)*dot(q, q_m) + (Z*zc/127)*sum(q_m)).
 // Mapping: lane 8*q + row of a warp takes groups q and q + 4 of a row of a tile; the sums of 4 lanes and of the warps are added in a fixed order. See
 // tcq4_mul_vec.cuh.
-// Launch: mul_vec: a block of 4 warps a stripe of 8 rows (mul_vec_id: of a stripe and a product). mul_vec_fused: one block of 16 warps a multiprocessor;
+// Launch: mul_vec: a block of 4 warps a stripe of 8 rows (mul_vec_id: of a product and a stripe). mul_vec_fused: one block of 16 warps a multiprocessor;
 // it rounds all tokens itself, which costs it about what 8 rows of weights cost, but saves a launch and the wait for it, and asks for its weights first.
 // Bound: memory, 1184 bytes of weights for 2048 weights. From 4 tokens on, the f32 and dp4a instructions of narrow devices.
 // Tolerance: 1e-5 of the root mean square of y, from the order of f32 additions; rounded activations are the same bits as those of kernels/activations.cu.
@@ -33,8 +33,8 @@ TCQ4_MUL_VEC_KERNEL(tcq4_mul_vec_int4_m8, 8, 4, tcq4_act4)
     TCQ4_KERNEL __launch_bounds__(128, 8) name( \
             const tcq4_tile * __restrict__ tiles, const act * __restrict__ acts, const int32_t * __restrict__ ids, float * __restrict__ y, int chunks, \
             int64_t expert_tiles, int used, int64_t y_stride) { \
-        const int64_t i      = blockIdx.y; \
-        const int64_t stripe = blockIdx.x; \
+        const int64_t i      = blockIdx.x; \
+        const int64_t stripe = blockIdx.y; \
         tcq4_mul_vec_stripe<1>(tiles + ids[i]*expert_tiles + stripe*chunks, acts + i/used*chunks, chunks, y + i*y_stride + TCQ4_ROWS*stripe, y_stride); \
     }
 

@@ -1,4 +1,5 @@
-//! Measures the kernels by the clock of the GPU, on buffers that together are larger than its cache, beside its own copy and cuBLAS in the same run.
+//! Measures the kernels by the clock of the GPU, beside its own copy and cuBLAS in the same run. Buffers are taken in turn, as many as it takes to be
+//! larger than the cache; where their number does not suffice, nothing is said of the bandwidth.
 //!
 //! What the kernels compute is not looked at here: `check` does that.
 
@@ -8,17 +9,17 @@ use serde::Serialize;
 
 use super::blas::{Blas, Sizes};
 use super::gpu::{Buffer, Facts, Gpu, Plain, Queue};
-use super::launch::Encoded;
 use super::launch_calibration::{Rows, gram_len, statistics_len};
-use super::shapes::{Act4, Act8, Activations, Block4, Block8, BlockG256, Int4G32, Int8, Rule, Shape, WideG256};
+use super::oracle::{Reference, acts};
+use super::shapes::{Act8, Activations, BlockG256, Int4G32, Int8, Shape, WideG256};
 use crate::error::DeviceError;
 use crate::tcq::{Encoder, TILE_BYTES, Tile};
-use crate::util::random::{below, normal, stream};
+use crate::util::random::{below, normal, shuffled, stream};
 
 /// One measurement.
 #[derive(Debug, Clone, Serialize)]
 pub struct Line {
-    /// What was measured: a kernel, or what it is compared with.
+    /// What was measured: a kernel and the kind of its data, or what it is compared with.
     pub name: String,
     /// Tokens, or rows of what has no tokens.
     pub tokens: usize,
@@ -30,8 +31,9 @@ pub struct Line {
     pub microseconds: f64,
     /// Bytes that have to be moved, over the time.
     pub gigabytes_per_second: f64,
-    /// That over the GPU's own copy.
-    pub of_copy: f64,
+    /// That over the GPU's own copy; nothing where the buffers fit into the cache.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub of_copy: Option<f64>,
     /// Multiplications and additions over the time, in 10^12; 0 where it is not about them.
     pub tera_operations_per_second: f64,
     /// Speed relative to cuBLAS on INT8 of the same shape.
@@ -97,6 +99,10 @@ const QUICK_SECONDS: f64 = 0.01;
 const COPY_BYTES: usize = 1 << 30;
 /// Random values that data are made of, again and again.
 const PATTERN: usize = 1 << 16;
+/// Random tiles that matrices are made of.
+const TILES: usize = 256;
+/// What data and orders are drawn from.
+const SEED: u64 = 42;
 
 struct Bench<'a> {
     queue: &'a Queue<'a>,
@@ -104,7 +110,15 @@ struct Bench<'a> {
     copy: f64,
     lines: Vec<Line>,
     floats: Vec<f32>,
-    tiles: Vec<Tile>,
+    /// Without zero points, and with them.
+    tiles: [Vec<Tile>; 2],
+}
+
+/// Whether matrices have zero points, which kernels may leave out where there are none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Zeros {
+    Without,
+    With,
 }
 
 /// Measures everything.
@@ -113,16 +127,21 @@ struct Bench<'a> {
 /// What the compiler or the driver says.
 pub fn bench(gpu: &Gpu, options: Options<'_>) -> Result<Report, DeviceError> {
     let queue = gpu.queue()?;
-    let mut random = stream("kernels bench", 42);
+    let mut random = stream("kernels bench", SEED);
     let floats: Vec<f32> = (0..PATTERN).map(|_| normal(&mut random) as f32).collect();
-    let tile = |_| {
-        let mut tile = Tile::zeroed();
-        tile.codes.iter_mut().for_each(|byte| *byte = below(&mut random, 256) as u8);
-        tile.scale = [f16::from_f32(0.01); 8];
-        tile.scale_code = [[100; 8]; 8];
-        tile
+    let mut tiles = |zero: f32| {
+        let tile = |_| {
+            let mut tile = Tile::zeroed();
+            tile.codes.iter_mut().for_each(|byte| *byte = below(&mut random, 256) as u8);
+            tile.scale = [f16::from_f32(0.01); 8];
+            tile.zero = [f16::from_f32(zero); 8];
+            let codes = tile.scale_code.iter_mut().chain(&mut tile.zero_code).flatten();
+            codes.for_each(|code| *code = 64 + below(&mut random, 64) as i8);
+            tile
+        };
+        (0..TILES).map(tile).collect()
     };
-    let tiles = (0..256).map(tile).collect();
+    let tiles = [tiles(0.0), tiles(0.01)];
     let mut bench = Bench { queue: &queue, options, copy: 0.0, lines: Vec::new(), floats, tiles };
     bench.copy = bench.copy()?;
     bench.activations()?;
@@ -146,8 +165,17 @@ impl Bench<'_> {
 
     /// How many sets of buffers it takes to be larger than the cache.
     fn sets(&self, bytes: usize) -> usize {
-        let cache = self.queue.gpu().facts().l2_bytes as usize;
-        (TIMES_CACHE * cache).div_ceil(bytes.max(1)).clamp(1, MAX_SETS)
+        self.goal().div_ceil(bytes.max(1)).clamp(1, MAX_SETS)
+    }
+
+    /// Bytes that buffers have together where the cache does not help.
+    fn goal(&self) -> usize {
+        TIMES_CACHE * self.queue.gpu().facts().l2_bytes as usize
+    }
+
+    /// Activations of so many chunks.
+    fn acts<R: Reference>(&self, len: usize) -> Vec<R::Acts> {
+        acts::<R>(&self.floats).into_iter().cycle().take(len).collect()
     }
 
     fn values<T>(&self, len: usize, of: impl Fn(f32) -> T) -> Vec<T> {
@@ -190,6 +218,8 @@ impl Bench<'_> {
     ) -> Result<f64, DeviceError> {
         let seconds = self.seconds(sets, &mut launch)?;
         let speed = work.bytes as f64 / seconds;
+        let Work { tokens, rows, k, .. } = work;
+        tracing::info!(name, tokens, rows, k, microseconds = seconds * 1e6, "measured");
         self.lines.push(Line {
             name: name.to_owned(),
             tokens: work.tokens,
@@ -197,7 +227,7 @@ impl Bench<'_> {
             k: work.k,
             microseconds: seconds * 1e6,
             gigabytes_per_second: speed / 1e9,
-            of_copy: speed / self.copy,
+            of_copy: (sets * work.bytes >= self.goal()).then_some(speed / self.copy),
             tera_operations_per_second: work.operations / seconds / 1e12,
             of_cublas_int8: None,
             of_cublas_f16: None,
@@ -215,7 +245,7 @@ impl Bench<'_> {
     }
 
     fn activations(&mut self) -> Result<(), DeviceError> {
-        let has_int4 = self.queue.gpu().facts().architecture < 90;
+        let has_int4 = self.queue.gpu().facts().has_int4();
         for &k in self.sizes() {
             for tokens in [1, 256, 2048] {
                 self.round::<Int8>(tokens, k)?;
@@ -234,7 +264,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn round<R: Rule>(&mut self, tokens: usize, k: usize) -> Result<(), DeviceError> {
+    fn round<R: Reference>(&mut self, tokens: usize, k: usize) -> Result<(), DeviceError> {
         let name = format!("tcq4_round_{}_f32", R::NAME);
         if !self.wants(&name) {
             return Ok(());
@@ -243,8 +273,7 @@ impl Bench<'_> {
         let bytes = tokens * k * size_of::<f32>() + shape.acts() * size_of::<R::Acts>();
         let sets = self.sets(bytes);
         let x = self.several(sets, &self.values(tokens * k, |value| value))?;
-        // A fixed order that goes through all channels and leaves none where it was.
-        let perm: Vec<i32> = (0..k).map(|i| ((i * 1_009 + 77) % k) as i32).collect();
+        let perm: Vec<i32> = shuffled(k, "kernels bench order", SEED).into_iter().map(|at| at as i32).collect();
         let perm = self.queue.upload(&perm)?;
         let mut acts = self.rooms::<R::Acts>(sets, shape.acts())?;
         let (queue, staged) = (self.queue, tokens >= 32);
@@ -253,8 +282,9 @@ impl Bench<'_> {
     }
 
     /// A matrix in every set of buffers.
-    fn matrices(&self, sets: usize, shape: Shape) -> Result<Vec<Buffer<Tile>>, DeviceError> {
-        let tiles: Vec<Tile> = self.tiles.iter().cycle().take(shape.tiles()).copied().collect();
+    fn matrices(&self, sets: usize, shape: Shape, zeros: Zeros) -> Result<Vec<Buffer<Tile>>, DeviceError> {
+        let tiles = &self.tiles[usize::from(zeros == Zeros::With)];
+        let tiles: Vec<Tile> = tiles.iter().cycle().take(shape.tiles()).copied().collect();
         self.several(sets, &tiles)
     }
 
@@ -262,24 +292,24 @@ impl Bench<'_> {
         for &k in self.sizes() {
             for tokens in [1, 2, 4, 8] {
                 let shape = Shape { rows: k, chunks: k / 256, tokens };
-                self.vec::<Act8>(shape)?;
-                self.vec::<Act4>(shape)?;
+                self.vec::<Int8>(shape)?;
+                self.vec::<Int4G32>(shape)?;
             }
             self.fused(Shape { rows: k, chunks: k / 256, tokens: 1 })?;
         }
         // The shape that llama.cpp measures itself by.
-        self.vec::<Act8>(Shape { rows: 4096, chunks: 14336 / 256, tokens: 1 })
+        self.vec::<Int8>(Shape { rows: 4096, chunks: 14336 / 256, tokens: 1 })
     }
 
-    fn vec<A: Activations>(&mut self, shape: Shape) -> Result<(), DeviceError> {
-        let name = format!("tcq4_mul_vec_{}_m{}", A::SUFFIX, shape.tokens);
+    fn vec<R: Reference>(&mut self, shape: Shape) -> Result<(), DeviceError> {
+        let name = format!("tcq4_mul_vec_{}_m{}", R::Acts::SUFFIX, shape.tokens);
         if !self.wants(&name) {
             return Ok(());
         }
         let bytes = shape.tiles() * TILE_BYTES;
         let sets = self.sets(bytes);
-        let tiles = self.matrices(sets, shape)?;
-        let acts = self.queue.upload(&vec![A::zeroed(); shape.acts()])?;
+        let tiles = self.matrices(sets, shape, Zeros::With)?;
+        let acts = self.queue.upload(&self.acts::<R>(shape.acts()))?;
         let mut y = self.queue.room(shape.tokens * shape.rows)?;
         let queue = self.queue;
         let launch = |set: usize| queue.mul_vec((&tiles[set], &acts), &mut y, shape, shape.rows);
@@ -293,7 +323,7 @@ impl Bench<'_> {
         }
         let bytes = shape.tiles() * TILE_BYTES;
         let sets = self.sets(bytes);
-        let tiles = self.matrices(sets, shape)?;
+        let tiles = self.matrices(sets, shape, Zeros::With)?;
         let x = self.queue.upload(&self.values(shape.k(), |value| value))?;
         let mut y = self.queue.room(shape.rows)?;
         let queue = self.queue;
@@ -301,11 +331,10 @@ impl Bench<'_> {
         self.measure(NAME, Work::product(shape, bytes), sets, launch).map(drop)
     }
 
-    /// Gives the reason if cuBLAS is missing.
+    /// Gives the reason if cuBLAS is missing, or from when on it did not work.
     fn many_tokens(&mut self) -> Result<Option<String>, DeviceError> {
         let queue = self.queue;
-        let blas = Blas::open(queue, queue.gpu().setup().libraries.as_deref());
-        let has_int4 = queue.gpu().facts().architecture < 90;
+        let mut blas = Blas::open(queue, queue.gpu().setup().libraries.as_deref());
         let shapes: &[(usize, usize)] = if self.options.quick {
             &[(4096, 4096)]
         } else {
@@ -315,36 +344,53 @@ impl Bench<'_> {
             for tokens in if self.options.quick { &[512, 4096][..] } else { &[512, 1024, 2048, 4096][..] } {
                 let shape = Shape { rows, chunks: k / 256, tokens: *tokens };
                 let first = self.lines.len();
-                self.mat::<Act8>(shape)?;
-                self.mat::<Act4>(shape)?;
-                if has_int4 {
-                    self.mat::<Block4>(shape)?;
-                } else {
-                    self.mat::<Block8>(shape)?;
-                }
-                if let (Ok(blas), true) = (&blas, self.lines.len() > first) {
-                    let int8 = self.blas_int8(blas, shape)?;
-                    let f16 = self.blas_f16(blas, shape)?;
-                    for line in &mut self.lines[first..] {
-                        line.of_cublas_int8 = Some(int8 * 1e6 / line.microseconds);
-                        line.of_cublas_f16 = Some(f16 * 1e6 / line.microseconds);
+                for zeros in [Zeros::Without, Zeros::With] {
+                    self.mat::<Int8>(shape, zeros)?;
+                    self.mat::<Int4G32>(shape, zeros)?;
+                    if queue.gpu().facts().has_int4() {
+                        self.mat::<BlockG256>(shape, zeros)?;
+                    } else {
+                        self.mat::<WideG256>(shape, zeros)?;
                     }
+                }
+                let refused = match &blas {
+                    Ok(blas) => self.compare(blas, shape, first).err(),
+                    Err(_) => None,
+                };
+                if let Some(error) = refused {
+                    blas = Err(error);
                 }
             }
         }
         Ok(blas.err().map(|error| error.to_string()))
     }
 
-    fn mat<A: Activations>(&mut self, shape: Shape) -> Result<(), DeviceError> {
-        let name = format!("tcq4_mul_mat_{}", A::SUFFIX);
-        if !self.wants(&name) {
+    /// Measures cuBLAS beside the lines from `first` on, if there are any.
+    fn compare(&mut self, blas: &Blas<'_>, shape: Shape, first: usize) -> Result<(), DeviceError> {
+        let own = first..self.lines.len();
+        if own.is_empty() {
             return Ok(());
         }
+        let int8 = self.blas_int8(blas, shape)?;
+        let f16 = self.blas_f16(blas, shape)?;
+        for line in &mut self.lines[own] {
+            line.of_cublas_int8 = Some(int8 * 1e6 / line.microseconds);
+            line.of_cublas_f16 = Some(f16 * 1e6 / line.microseconds);
+        }
+        Ok(())
+    }
+
+    fn mat<R: Reference>(&mut self, shape: Shape, zeros: Zeros) -> Result<(), DeviceError> {
+        let kernel = format!("tcq4_mul_mat_{}", R::Acts::SUFFIX);
+        if !self.wants(&kernel) {
+            return Ok(());
+        }
+        let name = kernel + if zeros == Zeros::With { ", zero points" } else { "" };
         let out = shape.tokens * shape.rows;
-        let bytes = shape.tiles() * TILE_BYTES + shape.acts() * size_of::<A>() + out * size_of::<f32>();
+        let bytes = shape.tiles() * TILE_BYTES + shape.acts() * size_of::<R::Acts>() + out * size_of::<f32>();
         let sets = self.sets(bytes);
-        let tiles = self.matrices(sets, shape)?;
-        let acts = self.several(sets, &vec![A::zeroed(); shape.acts()])?;
+        let tiles = self.matrices(sets, shape, zeros)?;
+        let acts = self.several(sets, &self.acts::<R>(shape.acts()))?;
         let mut y = self.rooms(sets, out)?;
         let queue = self.queue;
         let launch = |set: usize| queue.mul_mat((&tiles[set], &acts[set]), &mut y[set], shape, shape.rows);
@@ -388,15 +434,14 @@ impl Bench<'_> {
             let bytes = values * size_of::<f16>();
             let sets = self.sets(bytes);
             let x = self.several(sets, &self.values(values, f16::from_f32))?;
-            let mut encoded =
-                Encoded { tiles: queue.room(tiles)?, losses: queue.room(tiles)?, defects: queue.room(tiles)? };
-            let launch = |set: usize| queue.encode(encoder, (&x[set], None), false, &mut encoded, shape);
+            let mut encoded = (0..sets).map(|_| queue.room_for_encoded(tiles)).collect::<Result<Vec<_>, _>>()?;
+            let launch = |set: usize| queue.encode(encoder, (&x[set], None), false, &mut encoded[set], shape);
             self.measure(&name, Work::moving(rows, k, bytes), sets, launch)?;
         }
         if self.wants("tcq4_dequantize_f16") {
             let bytes = tiles * TILE_BYTES + values * size_of::<f16>();
             let sets = self.sets(bytes);
-            let matrices = self.matrices(sets, shape)?;
+            let matrices = self.matrices(sets, shape, Zeros::With)?;
             let mut y = self.rooms::<f16>(sets, values)?;
             let launch = |set: usize| queue.dequantize((&matrices[set], None), false, &mut y[set], shape);
             self.measure("tcq4_dequantize_f16", Work::moving(rows, k, bytes), sets, launch)?;

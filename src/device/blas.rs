@@ -75,12 +75,12 @@ fn check(status: Status, action: &str) -> Result<(), DeviceError> {
 }
 
 impl<'a> Blas<'a> {
-    /// Opens it.
+    /// Opens it, a version that the driver of this major version of CUDA takes if there is one.
     ///
     /// # Errors
     /// [`DeviceError::NoLibrary`], and what it says itself.
     pub(super) fn open(queue: &'a Queue<'a>, folder: Option<&Path>) -> Result<Self, DeviceError> {
-        let library = Open::find("cuBLAS", "cublas", folder)?;
+        let library = Open::find("cuBLAS", "cublas", queue.gpu().driver_major(), folder)?;
         // SAFETY: the types are those of cublas_api.h; the library is kept as long as the functions.
         let (create, destroy, set_stream, set_workspace, gemm) = unsafe {
             (

@@ -27,7 +27,7 @@ impl<'a> Lane<'a> {
     fn new(gpu: &'a Gpu) -> Result<Self, DeviceError> {
         let queue = gpu.queue()?;
         let rows = queue.room(0)?;
-        let encoded = room(&queue, 0)?;
+        let encoded = queue.room_for_encoded(0)?;
         Ok(Self { queue, rows, encoded, losses: Vec::new(), defects: Vec::new() })
     }
 
@@ -41,7 +41,7 @@ impl<'a> Lane<'a> {
     ) -> Result<Option<&[[f32; 2 * TILE_ROWS]]>, DeviceError> {
         if self.rows.len() < rows.len() {
             self.rows = self.queue.room(rows.len())?;
-            self.encoded = room(&self.queue, shape.tiles())?;
+            self.encoded = self.queue.room_for_encoded(shape.tiles())?;
         }
         self.queue.write(rows, &mut self.rows)?;
         self.queue.encode(encoder, (&self.rows, None), false, &mut self.encoded, shape)?;
@@ -52,10 +52,6 @@ impl<'a> Lane<'a> {
         self.queue.read(&self.encoded.defects, &mut self.defects)?;
         Ok(self.defects.iter().all(|&defect| defect == 0).then_some(&self.losses[..]))
     }
-}
-
-fn room(queue: &Queue<'_>, tiles: usize) -> Result<Encoded, DeviceError> {
-    Ok(Encoded { tiles: queue.room(tiles)?, losses: queue.room(tiles)?, defects: queue.room(tiles)? })
 }
 
 /// Something that encodes tiles in place of [`crate::tcq::Codec`], with the same bytes and losses.

@@ -12,10 +12,10 @@ use bytemuck::{AnyBitPattern, NoUninit, Zeroable};
 use cudarc::driver::sys::{
     CUdevice_attribute, CUevent_flags, CUfunction_attribute, CUgraphInstantiate_flags_enum, CUstreamCaptureMode,
 };
-use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DriverError, result, sys};
+use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream, DriverError, result, sys};
 use cudarc::nvrtc::Ptx;
 
-use super::kernels::{Kernel, find};
+use super::kernels::{Kernel, find, kernels};
 use super::nvrtc::{Architecture, Compiler, Image};
 use super::sources;
 use crate::error::DeviceError;
@@ -30,12 +30,13 @@ pub struct Setup {
 }
 
 /// Functions of the driver that are called: those that came last into its interface, and the first of all.
-const DRIVER_FUNCTIONS: [&str; 6] = [
+const DRIVER_FUNCTIONS: [&str; 7] = [
     "cuInit",
     "cuMemAllocAsync",
     "cuStreamBeginCapture_v2",
     "cuGraphInstantiateWithFlags",
     "cuLaunchKernel",
+    "cuFuncGetAttribute",
     "cuFuncSetAttribute",
 ];
 
@@ -58,12 +59,31 @@ pub struct Facts {
     pub nvrtc: String,
 }
 
+impl Facts {
+    /// Whether its tensor cores take INT4.
+    pub fn has_int4(&self) -> bool {
+        self.architecture < 90
+    }
+}
+
+/// A kernel that is loaded.
+#[derive(Debug, Clone)]
+pub(super) struct Function {
+    pub(super) function: CudaFunction,
+    /// The dynamic shared memory that it may have, in bytes.
+    pub(super) most_shared: u32,
+}
+
 /// An open GPU.
 #[derive(Debug)]
 pub struct Gpu {
     context: Arc<CudaContext>,
     compiler: Compiler,
-    modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
+    functions: Mutex<HashMap<&'static str, Function>>,
+    /// The shared memory that a block may have, in bytes.
+    most_shared: u32,
+    /// The major version of CUDA that the driver was made for.
+    driver: u32,
     facts: Facts,
     setup: Setup,
 }
@@ -84,8 +104,7 @@ fn reason(error: DriverError) -> String {
 fn check_driver() -> Result<(), DeviceError> {
     // SAFETY: opens the driver under its official names and closes it.
     if !unsafe { sys::is_culib_present() } {
-        let searched = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so" };
-        return Err(DeviceError::NoDriver { searched: searched.into() });
+        return Err(DeviceError::NoDriver { searched: "libcuda.so".into() });
     }
     // SAFETY: the library is there, as was just seen; it stays open for good.
     let driver = unsafe { sys::culib() };
@@ -122,22 +141,34 @@ impl Gpu {
         if 10 * major + minor < 75 {
             return Err(DeviceError::OldDevice { name, major, minor });
         }
-        let compiler = Compiler::open(setup.libraries.as_deref(), setup.cache.clone())?;
+        let driver = driver_version()?;
+        let compiler = Compiler::open_for(driver.0, setup.libraries.as_deref(), setup.cache.clone())?;
         let facts = Facts {
             name,
             architecture: 10 * major + minor,
             multiprocessors: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             memory_bytes: context.total_mem().map_err(refused("tell its memory"))? as u64,
             l2_bytes: u64::from(attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?),
-            driver: driver_version()?,
+            driver: format!("{}.{}", driver.0, driver.1),
             nvrtc: compiler.version(),
         };
-        Ok(Self { context, compiler, modules: Mutex::default(), facts, setup: setup.clone() })
+        let most_shared = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let (functions, setup) = (Mutex::default(), setup.clone());
+        let gpu = Self { context, compiler, functions, most_shared, driver: driver.0, facts, setup };
+        if gpu.compiler.major() > driver.0 {
+            gpu.check_compiler()?;
+        }
+        Ok(gpu)
     }
 
     /// What it is.
     pub fn facts(&self) -> &Facts {
         &self.facts
+    }
+
+    /// The major version of CUDA that the driver was made for.
+    pub(super) fn driver_major(&self) -> u32 {
+        self.driver
     }
 
     /// Where the libraries are.
@@ -154,20 +185,27 @@ impl Gpu {
         Ok(Queue { gpu: self, stream })
     }
 
-    /// Gives a kernel that can be launched with `shared` bytes of dynamic shared memory; compiles and loads its file if this is the first of it.
+    /// Loads the smallest file, to learn whether the driver takes what a compiler that is newer than it makes.
+    fn check_compiler(&self) -> Result<(), DeviceError> {
+        match self.prepare("tcq4_fwht_f32") {
+            Err(DeviceError::Driver { .. }) => {
+                let (nvrtc, driver) = (self.compiler.version(), self.facts.driver.clone());
+                Err(DeviceError::NewCompiler { nvrtc, driver })
+            }
+            other => other,
+        }
+    }
+
+    /// Gives a kernel; compiles and loads its file if this is the first of it.
     ///
     /// # Errors
     /// What the compiler or the driver says.
-    pub(super) fn function(&self, kernel: Kernel, shared: u32) -> Result<CudaFunction, DeviceError> {
-        let module = self.module(kernel.family.file)?;
-        let function =
-            module.load_function(kernel.name).map_err(refused(format!("find the kernel {}", kernel.name)))?;
-        if shared > DEFAULT_SHARED_BYTES {
-            let limit = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            let allowed = function.set_attribute(limit, shared as i32);
-            allowed.map_err(refused(format!("give {shared} B of shared memory to {}", kernel.name)))?;
+    pub(super) fn function(&self, kernel: Kernel) -> Result<Function, DeviceError> {
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        if !functions.contains_key(kernel.name) {
+            self.load(kernel.family.file, &mut functions)?;
         }
-        Ok(function)
+        functions.get(kernel.name).cloned().ok_or_else(|| DeviceError::NoKernel { name: kernel.name.into() })
     }
 
     /// Compiles and loads the file of a kernel, if that has not been done.
@@ -175,14 +213,10 @@ impl Gpu {
     /// # Errors
     /// What the compiler or the driver says.
     pub fn prepare(&self, kernel: &str) -> Result<(), DeviceError> {
-        self.function(find(kernel)?, 0).map(drop)
+        self.function(find(kernel)?).map(drop)
     }
 
-    fn module(&self, file: &'static str) -> Result<Arc<CudaModule>, DeviceError> {
-        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(module) = modules.get(file) {
-            return Ok(Arc::clone(module));
-        }
+    fn load(&self, file: &'static str, into: &mut HashMap<&'static str, Function>) -> Result<(), DeviceError> {
         let image = self.compiler.compile(sources::unit(file), Architecture(self.facts.architecture))?;
         let image = match image {
             Image::Cubin(bytes) => Ptx::from_binary(bytes),
@@ -192,20 +226,34 @@ impl Gpu {
             "load {file}, which NVRTC {} compiled, with a driver of CUDA {}",
             self.facts.nvrtc, self.facts.driver
         )))?;
-        modules.insert(file, Arc::clone(&module));
-        Ok(module)
+        for kernel in kernels().filter(|kernel| kernel.family.file == file) {
+            let function =
+                module.load_function(kernel.name).map_err(refused(format!("find the kernel {}", kernel.name)))?;
+            into.insert(kernel.name, self.with_all_shared(function, kernel.name)?);
+        }
+        Ok(())
+    }
+
+    /// Lets a kernel have all the shared memory of a block. This is done once, before any launch: the limit belongs to the function, not to a queue.
+    fn with_all_shared(&self, function: CudaFunction, name: &str) -> Result<Function, DeviceError> {
+        let own = function.get_attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES);
+        let own = own.map_err(refused(format!("tell the shared memory of {name}")))?;
+        let most_shared = self.most_shared.saturating_sub(own as u32);
+        let limit = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        let allowed = function.set_attribute(limit, most_shared as i32);
+        allowed.map_err(refused(format!("give {most_shared} B of shared memory to {name}")))?;
+        Ok(Function { function, most_shared })
     }
 }
 
-/// Dynamic shared memory that a kernel may have without asking.
-const DEFAULT_SHARED_BYTES: u32 = 48 << 10;
-
-fn driver_version() -> Result<String, DeviceError> {
+/// The version of CUDA that the driver was made for: major, minor.
+fn driver_version() -> Result<(u32, u32), DeviceError> {
     let mut version = 0;
     // SAFETY: writes the one number.
     let status = unsafe { sys::cuDriverGetVersion(&raw mut version) };
     status.result().map_err(refused("tell the version of its driver"))?;
-    Ok(format!("{}.{}", version / 1000, version % 1000 / 10))
+    let version = version.unsigned_abs();
+    Ok((version / 1000, version % 1000 / 10))
 }
 
 /// A value that can lie in the memory of a GPU: plain bytes.
@@ -254,6 +302,12 @@ impl<'a> Queue<'a> {
         &self.stream
     }
 
+    /// Panics where a buffer is another queue's: nothing would keep the work of the two in order.
+    #[track_caller]
+    pub(super) fn own<T>(&self, buffer: &Buffer<T>) {
+        assert!(Arc::ptr_eq(buffer.bytes.stream(), &self.stream), "a buffer of another queue");
+    }
+
     /// Makes the GPU the one that calls of this thread mean.
     pub(super) fn bind(&self) -> Result<(), DeviceError> {
         self.stream.context().bind_to_thread().map_err(refused("be used by this thread"))
@@ -287,12 +341,13 @@ impl<'a> Queue<'a> {
     /// What the driver says.
     ///
     /// # Panics
-    /// If the buffer is shorter.
+    /// If the buffer is shorter, or another queue's, as everywhere.
     pub fn write<T: Plain>(&self, values: &[T], buffer: &mut Buffer<T>) -> Result<(), DeviceError> {
         assert!(values.len() <= buffer.len, "{} values for a buffer of {}", values.len(), buffer.len);
         if values.is_empty() {
             return Ok(());
         }
+        self.own(buffer);
         let bytes: &[u8] = bytemuck::cast_slice(values);
         self.stream.memcpy_htod(bytes, &mut buffer.bytes).map_err(refused("take values"))?;
         // Without pinned memory the driver has read the values when the call returns; this holds for pinned memory, too.
@@ -311,6 +366,7 @@ impl<'a> Queue<'a> {
         if values.is_empty() {
             return Ok(());
         }
+        self.own(buffer);
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(values);
         let view = buffer.bytes.slice(0..bytes.len());
         self.stream.memcpy_dtoh(&view, bytes).map_err(refused("give values back"))?;
@@ -332,6 +388,8 @@ impl<'a> Queue<'a> {
     /// # Errors
     /// What the driver says.
     pub fn copy<T: Plain>(&self, from: &Buffer<T>, to: &mut Buffer<T>) -> Result<(), DeviceError> {
+        self.own(from);
+        self.own(to);
         self.stream.memcpy_dtod(&from.bytes, &mut to.bytes).map_err(refused("copy memory"))
     }
 
@@ -341,6 +399,7 @@ impl<'a> Queue<'a> {
     /// What the driver says.
     pub fn fill<T>(&self, buffer: &mut Buffer<T>, byte: u8) -> Result<(), DeviceError> {
         use cudarc::driver::DevicePtrMut;
+        self.own(buffer);
         self.bind()?;
         let bytes = buffer.bytes.num_bytes();
         let (pointer, _record) = buffer.bytes.device_ptr_mut(&self.stream);

@@ -66,6 +66,9 @@ pub fn find(name: &str) -> Result<Kernel, DeviceError> {
     kernels().find(|kernel| kernel.name == name).ok_or_else(|| DeviceError::NoKernel { name: name.into() })
 }
 
+/// The files whose kernels the converter itself launches. The others are there to be measured, and for programs that run models.
+pub const OF_CONVERTER: &[&str] = &["encode.cu"];
+
 /// The table.
 pub const FAMILIES: &[Family] = &[
     Family {

@@ -6,7 +6,7 @@ use std::ffi::c_void;
 
 use cudarc::driver::{DevicePtr, result};
 
-use super::gpu::{Buffer, Queue, refused};
+use super::gpu::{Buffer, Function, Queue, refused};
 use super::kernels::find;
 use super::shapes::{Activations, Rule, Shape, Value};
 use crate::error::DeviceError;
@@ -33,18 +33,34 @@ impl Grid {
         Self { blocks: (blocks, 1, 1), threads, shared: 0 }
     }
 
+    /// More than any GPU has, where the number is too large for it.
     pub(super) fn with_shared(self, shared: usize) -> Self {
-        Self { shared: shared as u32, ..self }
+        Self { shared: u32::try_from(shared).unwrap_or(u32::MAX), ..self }
+    }
+
+    /// Its blocks as the driver takes them. Panics where there are more than a grid may have.
+    #[track_caller]
+    fn of(self, name: &str) -> (u32, u32, u32) {
+        let (x, y, z) = self.blocks;
+        assert!(
+            x <= MOST_BLOCKS.0 && y <= MOST_BLOCKS.1 && z <= MOST_BLOCKS.1,
+            "{name}: a grid of {x} x {y} x {z} blocks"
+        );
+        (x as u32, y as u32, z as u32)
     }
 }
+
+/// Blocks that a grid may have in its first dimension, and in each of the others.
+const MOST_BLOCKS: (usize, usize) = (i32::MAX as usize, 65_535);
 
 /// Rounded up.
 pub(super) fn parts(of: usize, size: usize) -> usize {
     of.div_ceil(size)
 }
 
+#[track_caller]
 pub(super) fn int(value: usize) -> Argument {
-    debug_assert!(i32::try_from(value).is_ok());
+    assert!(i32::try_from(value).is_ok(), "{value}, which is no 32-bit number");
     Argument::I32(value as i32)
 }
 
@@ -98,6 +114,7 @@ pub struct Encoded {
 
 impl Queue<'_> {
     pub(super) fn at<T>(&self, buffer: &Buffer<T>) -> Argument {
+        self.own(buffer);
         // Event tracking is off, so what is returned beside the pointer does nothing when it goes.
         Argument::Pointer(buffer.slice().device_ptr(self.stream()).0)
     }
@@ -112,11 +129,11 @@ impl Queue<'_> {
     /// The parameters are those of the kernel, and the buffers hold what it reads and writes.
     pub(super) unsafe fn launch(&self, name: &str, grid: Grid, arguments: &[Argument]) -> Result<(), DeviceError> {
         let kernel = find(name)?;
-        let (x, y, z) = grid.blocks;
-        if x * y * z == 0 {
+        let blocks = grid.of(name);
+        if blocks.0 == 0 || blocks.1 == 0 || blocks.2 == 0 {
             return Ok(());
         }
-        let function = self.gpu().function(kernel, grid.shared)?;
+        let function = self.gpu().function(kernel)?.function;
         let mut pointers: Vec<*mut c_void> = arguments
             .iter()
             .map(|argument| match argument {
@@ -125,7 +142,6 @@ impl Queue<'_> {
                 Argument::I64(value) => std::ptr::from_ref(value).cast_mut().cast(),
             })
             .collect();
-        let blocks = (x as u32, y as u32, z as u32);
         let (threads, stream) = ((grid.threads, 1, 1), self.stream().cu_stream());
         self.bind()?;
         // SAFETY: as the caller promises; the driver copies the parameters before it returns.
@@ -134,6 +150,16 @@ impl Queue<'_> {
         };
         launched.map_err(refused(format!("run {name}")))
     }
+
+    /// Refuses rows of `k` channels whose kernel wants more shared memory than this GPU has for it.
+    fn check_width(&self, name: &str, grid: Grid, k: usize) -> Result<(), DeviceError> {
+        let Function { most_shared, .. } = self.gpu().function(find(name)?)?;
+        if grid.shared <= most_shared {
+            return Ok(());
+        }
+        Err(DeviceError::TooWide { kernel: name.into(), k, needed: grid.shared, most: most_shared })
+    }
+
     /// Transforms every 256 values in place.
     ///
     /// # Errors
@@ -160,8 +186,10 @@ impl Queue<'_> {
         let blocks = if staged { shape.tokens } else { parts(shape.tokens * k, 2048) };
         let grid = Grid::line(blocks, 256).with_shared(if staged { k * size_of::<V>() } else { 0 });
         let arguments = [self.at(x), self.at(perm), self.at(y), long(shape.tokens), int(k), int(staged.into())];
+        let name = format!("tcq4_gather_{}", V::SUFFIX);
+        self.check_width(&name, grid, k)?;
         // SAFETY: lengths as checked; a permutation stays below k, as whoever made it sees to.
-        unsafe { self.launch(&format!("tcq4_gather_{}", V::SUFFIX), grid, &arguments) }
+        unsafe { self.launch(&name, grid, &arguments) }
     }
 
     /// Gathers, transforms and rounds activations.
@@ -179,8 +207,10 @@ impl Queue<'_> {
         let grid = Grid::line(blocks, 256).with_shared(if staged { shape.k() * size_of::<V>() } else { 0 });
         let (x, perm, acts) = (self.at(x), self.maybe(perm), self.at(acts));
         let arguments = [x, perm, acts, long(shape.tokens), int(shape.chunks), int(staged.into())];
+        let name = format!("tcq4_round_{}_{}", R::NAME, V::SUFFIX);
+        self.check_width(&name, grid, shape.k())?;
         // SAFETY: as above.
-        unsafe { self.launch(&format!("tcq4_round_{}_{}", R::NAME, V::SUFFIX), grid, &arguments) }
+        unsafe { self.launch(&name, grid, &arguments) }
     }
 
     /// Multiplies 1 to 8 tokens with a matrix; row `m` of `y` begins at `m * stride`.
@@ -215,7 +245,7 @@ impl Queue<'_> {
         holds("acts", acts, parts(products, used) * shape.chunks);
         let (tiles, acts, ids, y) = (self.at(tiles), self.at(acts), self.at(ids), self.at(y));
         let arguments = [tiles, acts, ids, y, int(shape.chunks), long(shape.tiles()), int(used), long(stride)];
-        let grid = Grid { blocks: (shape.rows / TILE_ROWS, products, 1), threads: 128, shared: 0 };
+        let grid = Grid { blocks: (products, shape.rows / TILE_ROWS, 1), threads: 128, shared: 0 };
         // SAFETY: as checked; expert numbers stay below the number of matrices, as whoever made them sees to.
         unsafe { self.launch(&format!("tcq4_mul_vec_id_{}", A::SUFFIX), grid, &arguments) }
     }
@@ -236,8 +266,10 @@ impl Queue<'_> {
         let grid = Grid::line(blocks, 512).with_shared(served * shape.chunks * size_of::<A>());
         let (x, perm, tiles, y) = (self.at(x), self.maybe(perm), self.at(tiles), self.at(y));
         let arguments = [x, perm, tiles, y, int(shape.rows), int(shape.chunks), int(shape.tokens), long(stride)];
+        let name = format!("tcq4_mul_vec_fused_{}_m{served}", A::SUFFIX);
+        self.check_width(&name, grid, shape.k())?;
         // SAFETY: as checked.
-        unsafe { self.launch(&format!("tcq4_mul_vec_fused_{}_m{served}", A::SUFFIX), grid, &arguments) }
+        unsafe { self.launch(&name, grid, &arguments) }
     }
 
     /// Multiplies many tokens with a matrix.
@@ -269,6 +301,7 @@ impl Queue<'_> {
         let experts = sorted.bounds.len() - 1;
         check_product(tiles, y, Shape { tokens: sorted.targets.len(), ..shape }, stride);
         holds("tiles", tiles, experts * shape.tiles());
+        holds("sources", &sorted.sources, sorted.targets.len());
         holds("acts", acts, shape.acts());
         let grid = self.mul_mat_grid::<A>((parts(most, MAT_TOKENS), parts(shape.rows, MAT_ROWS), experts));
         let (bounds, sources, targets) = (self.at(&sorted.bounds), self.at(&sorted.sources), self.at(&sorted.targets));
@@ -310,6 +343,11 @@ impl Queue<'_> {
         let name = format!("tcq4_dequantize_{}", V::SUFFIX);
         // SAFETY: as checked.
         unsafe { self.launch(&name, Grid::line(shape.tiles(), 256), &arguments) }
+    }
+
+    /// Room for what encoding gives of so many tiles.
+    pub fn room_for_encoded(&self, tiles: usize) -> Result<Encoded, DeviceError> {
+        Ok(Encoded { tiles: self.room(tiles)?, losses: self.room(tiles)?, defects: self.room(tiles)? })
     }
 
     /// Encodes a matrix.

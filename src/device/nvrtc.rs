@@ -133,7 +133,15 @@ impl Compiler {
     /// # Errors
     /// [`DeviceError::NoLibrary`], [`DeviceError::NoFunction`].
     pub fn open(folder: Option<&Path>, cache: Option<PathBuf>) -> Result<Self, DeviceError> {
-        let library = Open::find("NVRTC, the compiler of CUDA,", "nvrtc", folder)?;
+        Self::open_for(u32::MAX, folder, cache)
+    }
+
+    /// The same for a driver of this major version of CUDA: it takes what its own NVRTC and older ones make, and may refuse what newer ones do.
+    ///
+    /// # Errors
+    /// As [`Compiler::open`].
+    pub fn open_for(driver: u32, folder: Option<&Path>, cache: Option<PathBuf>) -> Result<Self, DeviceError> {
+        let library = Open::find("NVRTC, the compiler of CUDA,", "nvrtc", driver, folder)?;
         let functions = Functions::of(&library)?;
         let (mut major, mut minor, mut count) = (0, 0, 0);
         // SAFETY: both only write where they are told to.
@@ -148,6 +156,11 @@ impl Compiler {
         }
         let known = numbers.into_iter().map(|number: c_int| Architecture(number as u32)).collect();
         Ok(Self { functions, library, version: (major, minor), known, cache: Cache::new(cache) })
+    }
+
+    /// Its major version.
+    pub fn major(&self) -> u32 {
+        self.version.0.unsigned_abs()
     }
 
     /// Its version: `13.0`.

@@ -24,7 +24,8 @@ impl Value for f16 {
 pub trait Activations: Plain {
     /// What the names of its multiplications end in.
     const SUFFIX: &'static str;
-    /// Dynamic shared memory of its multiplication on tensor cores, in bytes: on compute capability 7.5, and on later ones.
+    /// Dynamic shared memory of its multiplication on tensor cores, in bytes: on compute capability 7.5, and on later ones. `tcq4_gemm_stage.cuh`
+    /// asserts the same numbers.
     const MUL_MAT_SHARED: [u32; 2];
 }
 

@@ -52,6 +52,26 @@ pub enum DeviceError {
         /// The function.
         function: &'static str,
     },
+    /// The compiler is of a later CUDA than the driver, which does not take what it makes.
+    #[error("the driver, of CUDA {driver}, does not take what NVRTC {nvrtc} compiles")]
+    NewCompiler {
+        /// The version of NVRTC.
+        nvrtc: String,
+        /// The version of CUDA that the driver was made for.
+        driver: String,
+    },
+    /// Rows are too wide for a kernel that keeps them in shared memory.
+    #[error("{kernel} cannot take {k} channels: it needs {needed} B of shared memory, this GPU has {most} for it")]
+    TooWide {
+        /// The kernel.
+        kernel: String,
+        /// Channels of a row.
+        k: usize,
+        /// Bytes that it needs.
+        needed: u32,
+        /// Bytes that it can have.
+        most: u32,
+    },
     /// A kernel does not compile.
     #[error("{file} does not compile for {architecture}: {status}\n{log}")]
     Compile {
@@ -115,6 +135,7 @@ impl DeviceError {
                 | DeviceError::OldDevice { .. }
                 | DeviceError::NoLibrary { .. }
                 | DeviceError::NoFunction { .. }
+                | DeviceError::NewCompiler { .. }
                 | DeviceError::Architecture { .. }
         )
     }
@@ -133,6 +154,9 @@ impl DeviceError {
                 "install it (NVRTC and cuBLAS come with the CUDA toolkit and as Python packages), and name its folder with --nvrtc-dir or TCQ4_NVRTC_DIR"
             }
             DeviceError::NoFunction { .. } => "this is not the library that its name says, or one from before CUDA 12",
+            DeviceError::NewCompiler { .. } => {
+                "install NVRTC 12 (`pip install nvidia-cuda-nvrtc-cu12`), or a driver as new as the compiler"
+            }
             DeviceError::Architecture { .. } => "a newer CUDA toolkit may know it",
             DeviceError::NoKernel { .. } => "`tcq4 kernels list` names them",
             _ => return None,

@@ -436,6 +436,21 @@ fn the_plan_is_shown_and_nothing_done() {
     assert!(dir.tcq4("batch b.toml --dry-run").ok().stdout.contains("0 of 2 jobs to do"));
 }
 
+/// The batch that the README shows is the one of the fixtures, and does what it is said to do.
+#[test]
+fn the_example_runs() {
+    let text = std::fs::read_to_string(fixture("batch.toml")).unwrap();
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    assert!(readme.contains(&format!("```toml\n{text}```")), "the README shows another batch");
+    let here = fixture("").display().to_string();
+    let batch = text.replace("../target/batch/", "").replace("\"text/", &format!("\"{here}text/"));
+    let dir = dir(&batch.replace("\"models/", &format!("\"{here}models/")));
+    let found = record(&dir.tcq4("batch b.toml --json --jobs 2"), 0);
+    assert_eq!(statuses(&found), ["tiny-llama/fast: done", "tiny-llama/best: done"]);
+    let divergence = |at: usize| found["jobs"][at]["numbers"]["kld"][0].as_f64().unwrap();
+    assert!(divergence(1) < divergence(0) && divergence(0) < 0.02);
+}
+
 #[test]
 fn mistakes_are_told_with_their_line() {
     let dir = dir("presets = [\"fast\"]\n[gates]\nmax-kl = 1\n[[model]]\npath = \"m.gguf\"\n");

@@ -149,7 +149,8 @@ fn records_are_pure_json_and_complete() {
         "tensors",
     ];
     fields("inspect out.gguf --json", "inspect", &summary);
-    let calibration = ["output", "stats", "second_moments", "permutations", "chunks", "chunk_size", "text", "shard", "device"];
+    let calibration =
+        ["output", "stats", "second_moments", "permutations", "chunks", "chunk_size", "text", "shard", "device"];
     fields("calibrate -m MODEL -o c.json -c EVALUATION -n 1 --ctx 32 --json", "calibrate", &calibration);
     let measured = [
         "model",

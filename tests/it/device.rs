@@ -1,6 +1,8 @@
 //! GPUs: what can be known without one (sources, compilation, errors, the record), and with one where it is there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,8 +10,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde_json::Value;
 use tcq4::convert::{Codes, Conversion, Converted, Job, PlanSettings, Provenance, Target, convert, output_metadata};
 use tcq4::device::compile::compile_all;
-use tcq4::device::kernels::{FAMILIES, kernels};
+use tcq4::device::kernels::{FAMILIES, OF_CONVERTER, kernels};
 use tcq4::device::nvrtc::{Architecture, Compiler, Image, Unit};
+use tcq4::device::shapes::{Act4, Act8, Activations, Block4, Block8, Shape};
 use tcq4::device::{EncodeTiles, Gpu, Setup, sources};
 use tcq4::error::DeviceError;
 use tcq4::gguf::{GgmlType, Sharding, Source};
@@ -103,7 +106,24 @@ fn the_table_of_kernels_is_that_of_the_sources() {
     assert_eq!(in_table, in_sources.iter().cloned().collect());
     assert_eq!(in_table.len(), kernels().count(), "a name stands twice");
     assert_eq!(in_table.len(), in_sources.len(), "a name stands twice in the sources");
+    assert!(OF_CONVERTER.iter().all(|file| FAMILIES.iter().any(|family| family.file == *file)));
     assert!(FAMILIES.iter().all(|family| !family.about.is_empty() && !family.parameters.is_empty()));
+}
+
+#[test]
+fn launches_give_products_the_shared_memory_that_their_header_asserts() {
+    let headers = cuda("include");
+    let (_, text) = headers.iter().find(|(name, _)| name == "tcq4_gemm_stage.cuh").unwrap();
+    let dense: String = text.split_ascii_whitespace().collect();
+    let launched = [
+        ("act8", Act8::MUL_MAT_SHARED),
+        ("act4", Act4::MUL_MAT_SHARED),
+        ("block4", Block4::MUL_MAT_SHARED),
+        ("block8", Block8::MUL_MAT_SHARED),
+    ];
+    for (name, [one, two]) in launched {
+        assert!(dense.contains(&format!("TCQ4_GEMM_SHARED_IS(tcq4_{name},{one},{two});")), "{name}");
+    }
 }
 
 #[test]
@@ -175,6 +195,7 @@ fn an_unknown_gpu_gets_code_that_the_driver_compiles() {
 fn kernels_are_listed() {
     let done = Dir::new().tcq4("kernels list").ok();
     assert!(done.stdout.contains("tcq4_fwht_f32, tcq4_fwht_f16\n    Walsh-Hadamard transform"), "{}", done.stdout);
+    assert!(done.stdout.contains("\nThe converter itself runs those of encode.cu"), "{}", done.stdout);
     let record: Value = serde_json::from_str(&Dir::new().tcq4("kernels list --json").ok().stdout).unwrap();
     assert_eq!((&record["record"], &record["record_version"]), (&"kernels".into(), &1.into()));
     let listed: usize =
@@ -182,7 +203,7 @@ fn kernels_are_listed() {
     assert_eq!(listed, kernels().count());
 }
 
-const NO_NVRTC: &str = "error: NVRTC, the compiler of CUDA, is not there: none of libnvrtc.so, libnvrtc.so.13, libnvrtc.so.12 in \
+const NO_NVRTC: &str = "error: NVRTC, the compiler of CUDA, is not there: none of libnvrtc.so.13, libnvrtc.so.12, libnvrtc.so in \
                         empty can be loaded\nhint: install it";
 
 #[test]
@@ -338,7 +359,7 @@ fn kernels_give_what_the_cpu_gives() {
     let Some(gpu) = gpu() else { return };
     let checks = tcq4::device::check::check(&gpu, &[], 42).unwrap();
     let checked: BTreeSet<&str> = checks.iter().map(|check| check.kernel).collect();
-    let has_int4 = gpu.facts().architecture < 90;
+    let has_int4 = gpu.facts().has_int4();
     let elsewhere = |name: &str| name.ends_with(if has_int4 { "_block8" } else { "_block4" });
     let missing: Vec<&str> =
         kernels().map(|kernel| kernel.name).filter(|name| !checked.contains(name) && !elsewhere(name)).collect();
@@ -369,7 +390,11 @@ fn a_short_benchmark_measures_what_it_names() {
     let options = tcq4::device::bench::Options { wanted: &wanted, quick: true };
     let report = tcq4::device::bench::bench(&gpu, options).unwrap();
     assert!(report.copy_gigabytes_per_second > 1.0);
-    assert!(report.lines.iter().any(|line| line.name == "tcq4_fwht_f32" && line.of_copy > 0.01), "{:?}", report.lines);
+    assert!(
+        report.lines.iter().any(|line| line.name == "tcq4_fwht_f32" && line.of_copy.is_some_and(|share| share > 0.01)),
+        "{:?}",
+        report.lines
+    );
     assert!(
         report.lines.iter().any(|line| line.name.starts_with("tcq4_mul_mat") && line.tera_operations_per_second > 0.1)
     );
@@ -400,14 +425,18 @@ pub fn emulated_driver(dir: &Dir, native_int4: u8) -> Option<PathBuf> {
     Some(folder)
 }
 
-/// Runs a command on the emulated GPU; gives what it printed on stdout.
-pub fn on_emulated_gpu(dir: &Dir, driver: &Path, line: &str) -> String {
+/// The folders of libraries with that of the emulated driver before them.
+fn with_driver(driver: &Path) -> OsString {
     let found = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
     let folders = [driver.to_path_buf()].into_iter().chain(std::env::split_paths(&found));
-    let path = std::env::join_paths(folders.filter(|folder| !folder.as_os_str().is_empty())).unwrap();
+    std::env::join_paths(folders.filter(|folder| !folder.as_os_str().is_empty())).unwrap()
+}
+
+/// Runs a command on the emulated GPU; gives what it printed on stdout.
+pub fn on_emulated_gpu(dir: &Dir, driver: &Path, line: &str) -> String {
     let cache = std::env::temp_dir().join("tcq4-test-kernels");
     let mut command = dir.command(&format!("{line} --kernel-cache {}", cache.display()));
-    command.env("LD_LIBRARY_PATH", path).env("TCQ4_EMULATED_LAUNCHES", dir.file("launches.txt"));
+    command.env("LD_LIBRARY_PATH", with_driver(driver)).env("TCQ4_EMULATED_LAUNCHES", dir.file("launches.txt"));
     let done = command.output().unwrap();
     let told = String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success() && !told.contains("panicked"), "{line}: {told}");
@@ -421,8 +450,8 @@ fn an_emulated_gpu_gives_what_the_cpu_gives() {
         return;
     }
     let dir = Dir::new();
-    let families = "fwht_f16 round_int8_f32 mul_vec_int8_m1 mul_vec_id mul_mat_int8 mul_mat_block8 encode_default_f32 dequantize_f16 statistics gram smooth \
-                    sort_experts";
+    let families = "fwht_f16 gather_f32 round_int8_f32 mul_vec_int8_m1 mul_vec_fused_int8_m4 mul_vec_fused_int4_m8 mul_vec_id mul_mat_int8 \
+                    mul_mat_block8 mul_mat_id_int8 encode_default_f32 dequantize_f16 statistics gram smooth sort_experts";
     for (native_int4, some) in [(0, families), (1, "mul_mat_int4 mul_mat_block4")] {
         let Some(driver) = emulated_driver(&dir, native_int4) else { return };
         let told = on_emulated_gpu(&dir, &driver, &format!("kernels check {some} --json --seed {native_int4}"));
@@ -439,6 +468,61 @@ fn an_emulated_gpu_gives_what_the_cpu_gives() {
             assert!(check["values"].as_u64().unwrap() > 0, "{check}");
         }
     }
+}
+
+/// What a queue does beside launches; on a GPU, emulated or not.
+fn use_queues(gpu: &Gpu) {
+    let (queue, other) = (gpu.queue().unwrap(), gpu.queue().unwrap());
+    let mut impulse = vec![0.0f32; 256];
+    impulse[0] = 16.0;
+    let mut x = queue.upload(&impulse).unwrap();
+    // A recording is played once before the rounds, so this is three times; the transform undoes itself.
+    let seconds = queue.time(2, || queue.fwht(&mut x)).unwrap();
+    assert!(seconds > 0.0 && seconds < 10.0, "{seconds} s");
+    assert_eq!(queue.download(&x).unwrap(), [1.0; 256]);
+    let nothing = queue.time(1, || Err(DeviceError::NoKernel { name: "none".into() }));
+    assert_eq!(nothing, Err(DeviceError::NoKernel { name: "none".into() }));
+
+    let mut theirs = other.room::<f32>(256).unwrap();
+    let mut room = [0.0; 256];
+    let refuses = |use_it: &mut dyn FnMut() -> Result<(), DeviceError>| catch_unwind(AssertUnwindSafe(use_it)).is_err();
+    assert!(refuses(&mut || queue.fwht(&mut theirs)));
+    assert!(refuses(&mut || queue.read(&theirs, &mut room)));
+    assert!(refuses(&mut || queue.write(&room, &mut theirs)));
+    assert!(refuses(&mut || queue.fill(&mut theirs, 0)));
+    assert!(refuses(&mut || queue.copy(&x, &mut theirs)) && refuses(&mut || queue.copy(&theirs, &mut x)));
+
+    let shape = Shape { rows: 8, chunks: 128, tokens: 8 };
+    let (x, tiles) = (queue.room(shape.tokens * shape.k()).unwrap(), queue.room(shape.tiles()).unwrap());
+    let mut y = queue.room(64).unwrap();
+    let error = queue.mul_vec_fused::<Act8>((&x, None, &tiles), &mut y, shape, 8).unwrap_err();
+    assert!(matches!(&error, DeviceError::TooWide { k: 32_768, needed: 327_680, .. }), "{error}");
+}
+
+#[test]
+fn queues_time_work_and_refuse_what_is_not_theirs() {
+    let Some(gpu) = gpu() else { return };
+    use_queues(&gpu);
+}
+
+/// The driver is chosen when a process begins, so the test runs itself again.
+#[test]
+fn queues_of_an_emulated_gpu_time_work_and_refuse_what_is_not_theirs() {
+    const INSIDE: &str = "TCQ4_ON_THE_EMULATED_GPU";
+    if std::env::var_os(INSIDE).is_some() {
+        use_queues(&gpu().unwrap());
+        return;
+    }
+    if !cfg!(target_os = "linux") || compiler(None).is_none() {
+        return;
+    }
+    let dir = Dir::new();
+    let Some(driver) = emulated_driver(&dir, 0) else { return };
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again.args(["device::queues_of_an_emulated_gpu_time_work_and_refuse_what_is_not_theirs", "--exact"]);
+    let done = again.env(INSIDE, "1").env("LD_LIBRARY_PATH", with_driver(&driver)).output().unwrap();
+    let told = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success() && told.contains("1 passed"), "{told}\n{}", String::from_utf8_lossy(&done.stderr));
 }
 
 #[test]

@@ -14,17 +14,26 @@ struct Machine {
     compiler: String,
     runner: Option<&'static str>,
     flags: &'static [&'static str],
+    /// A program runs once for each: whether emulated threads run from the last to the first.
+    backwards: &'static [bool],
 }
 
 impl Machine {
     /// This one, with the compiler that `CXX` names, or `c++`.
     fn own() -> Self {
-        Self { compiler: std::env::var("CXX").unwrap_or_else(|_| "c++".into()), runner: None, flags: &[] }
+        let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+        Self { compiler, runner: None, flags: &[], backwards: &[false] }
+    }
+
+    /// The same for programs that emulate a GPU: what they do must not depend on the order of threads.
+    fn emulating() -> Self {
+        Self { backwards: &[false, true], ..Self::own() }
     }
 
     /// A 64-bit ARM, emulated. Linked statically: the emulator then needs no libraries of that machine.
     fn arm() -> Self {
-        Self { compiler: "aarch64-linux-gnu-g++".into(), runner: Some("qemu-aarch64-static"), flags: &["-static"] }
+        let (compiler, runner) = ("aarch64-linux-gnu-g++".into(), Some("qemu-aarch64-static"));
+        Self { compiler, runner, flags: &["-static"], backwards: &[false] }
     }
 
     /// The first of its programs that is not there.
@@ -33,8 +42,8 @@ impl Machine {
         [Some(self.compiler.as_str()), self.runner].into_iter().flatten().find(|program| !is_there(program))
     }
 
-    /// Compiles a program of some sources of the repository and runs it; gives what it printed, and fails with that where it failed. Where a program is
-    /// missing the test is skipped.
+    /// Compiles a program of some sources of the repository and runs it; gives what it printed (the last time), and fails with that where it failed. Where
+    /// a program is missing the test is skipped.
     fn run(&self, flags: &[&str], sources: &[PathBuf], arguments: &[&str]) -> Option<String> {
         if let Some(missing) = self.missing() {
             skip(&format!("{missing} is not there"));
@@ -46,23 +55,35 @@ impl Machine {
         compile.current_dir(env!("CARGO_MANIFEST_DIR")).args(["-O2", "-Wall", "-Wextra", "-Werror", "-pthread"]);
         let compiled = compile.args(self.flags).args(flags).arg("-o").arg(&program).args(sources).output().unwrap();
         assert!(compiled.status.success(), "{compile:?}\n{}", String::from_utf8_lossy(&compiled.stderr));
-        let mut run = self.runner.map_or_else(|| Command::new(&program), Command::new);
+        self.backwards.iter().fold(None, |_, &backwards| Some(self.execute(&program, arguments, backwards)))
+    }
+
+    fn execute(&self, program: &Path, arguments: &[&str], backwards: bool) -> String {
+        let mut run = self.runner.map_or_else(|| Command::new(program), Command::new);
         if self.runner.is_some() {
-            run.args(["-cpu", "max"]).arg(&program);
+            run.args(["-cpu", "max"]).arg(program);
+        }
+        if backwards {
+            run.env("TCQ4_EMULATED_BACKWARDS", "1");
         }
         let run = run.current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).output().unwrap();
         let told = String::from_utf8_lossy(&run.stdout).into_owned();
         assert!(run.status.success(), "{told}\n{}", String::from_utf8_lossy(&run.stderr));
         assert!(told.contains("ok"), "a check that says nothing has checked nothing: {told}");
-        Some(told)
+        told
     }
 }
 
-/// Compiles a check of `cuda/dev`, as a device with INT4 tensor cores has it and as one without, and runs both.
+/// Compiles a check of `cuda/dev` with these flags and runs it.
+fn check_device_as(name: &str, more: &[&str], arguments: &[&str]) {
+    let flags = [&["-std=c++20", "-Wno-unknown-pragmas", "-I", "cuda/include"], more].concat();
+    Machine::emulating().run(&flags, &[Path::new("cuda/dev").join(name)], arguments);
+}
+
+/// The same as a device with INT4 tensor cores has it and as one without.
 fn check_device(name: &str, arguments: &[&str]) {
     for native_int4 in ["-DTCQ4_NATIVE_INT4=0", "-DTCQ4_NATIVE_INT4=1"] {
-        let flags = ["-std=c++20", "-Wno-unknown-pragmas", "-I", "cuda/include", native_int4];
-        Machine::own().run(&flags, &[Path::new("cuda/dev").join(name)], arguments);
+        check_device_as(name, &[native_int4], arguments);
     }
 }
 
@@ -81,11 +102,17 @@ fn products_on_the_device_are_those_of_f64() {
     check_device("check_products.cpp", &[]);
 }
 
+/// Compute capability 7.5: INT4, and one half of a chunk in shared memory.
+#[test]
+fn products_without_asynchronous_copies_are_those_of_f64() {
+    check_device_as("check_products.cpp", &["-DTCQ4_NATIVE_INT4=1", "-DTCQ4_GEMM_STAGES=1"], &[]);
+}
+
 #[test]
 fn every_rung_of_the_ladders_is_right() {
     for ladder in ["cuda/dev/ladder_activations.cu", "cuda/dev/ladder_mul_mat.cu"] {
         let flags = ["-std=c++20", "-Wno-unknown-pragmas", "-I", "cuda/include", "-x", "c++"];
-        Machine::own().run(&flags, &[ladder.into()], &[]);
+        Machine::emulating().run(&flags, &[ladder.into()], &[]);
     }
 }
 

@@ -80,6 +80,14 @@ fn the_series_applies_once_to_the_tree_of_this_build() {
     let header = std::fs::read_to_string(tree.join("ggml/include/ggml.h")).unwrap();
     assert!(header.contains(&format!("GGML_TYPE_TCQ4_K32 = {GGML_TYPE_ID},")));
     assert!(tree.join("ggml/src/tcq4_k32.h").exists() && tree.join("ggml/src/ggml-cuda/tcq4.cu").exists());
+    let source = |file: &str| ["ggml/src", "ggml/src/ggml-cuda"].map(|folder| tree.join(folder).join(file));
+    let mut wanted = vec!["tcq4.cu".to_owned()];
+    while let Some(file) = wanted.pop() {
+        let path = source(&file).into_iter().find(|path| path.exists());
+        let text = std::fs::read_to_string(path.unwrap_or_else(|| panic!("{file} was not copied"))).unwrap();
+        let included = text.lines().filter_map(|line| line.strip_prefix("#include \"tcq4_")?.strip_suffix('"'));
+        wanted.extend(included.map(|rest| format!("tcq4_{rest}")));
+    }
     let second = apply(&tree);
     assert!(second.status.success() && told(&second).contains("patched already"), "{}", told(&second));
     assert_eq!(std::fs::read_to_string(tree.join("ggml/include/ggml.h")).unwrap(), header);

@@ -9,7 +9,7 @@ use crate::cli::{Outcome, Session};
 use crate::device::bench::{Line, Options, bench};
 use crate::device::check::{Check, check, verdict};
 use crate::device::compile::{Compiled, compile_all};
-use crate::device::kernels::{FAMILIES, kernels};
+use crate::device::kernels::{FAMILIES, OF_CONVERTER, kernels};
 use crate::device::nvrtc::Compiler;
 use crate::device::{Facts, Gpu, Setup};
 use crate::error::DeviceError;
@@ -39,7 +39,11 @@ fn list(session: &Session) {
             family.file
         );
     }
-    session.printer.text(text.trim_end());
+    text += &format!(
+        "\nThe converter itself runs those of {}; the others are there to be measured, and for programs that run models.",
+        OF_CONVERTER.join(", ")
+    );
+    session.printer.text(&text);
     session.printer.record("kernels", json!({ "families": FAMILIES }));
 }
 
@@ -155,7 +159,7 @@ fn cells(line: &Line) -> [String; 10] {
         line.k.to_string(),
         format!("{:.2}", line.microseconds),
         format!("{:.0}", line.gigabytes_per_second),
-        share(line.of_copy),
+        maybe(line.of_copy),
         if speed == 0.0 { String::new() } else { format!("{speed:.1}") },
         maybe(line.of_cublas_int8),
         maybe(line.of_cublas_f16),

@@ -1,7 +1,7 @@
 //! Checks of what mixtures of experts use: sorting by expert, and products of tokens with the matrices of their experts.
 
 use super::data::Kind;
-use super::products::{compare, has_int4, matrix, room};
+use super::products::{compare, matrix, room};
 use super::{Output, Run};
 use crate::device::launch::Sorted;
 use crate::device::oracle::{Product, Reference, acts, product};
@@ -26,7 +26,7 @@ pub(super) fn check(run: &mut Run<'_>) -> Result<(), DeviceError> {
     single::<Int4G32>(run)?;
     many::<Int8>(run)?;
     many::<Int4G32>(run)?;
-    if has_int4(run) { many::<BlockG256>(run) } else { many::<WideG256>(run) }
+    if run.queue.gpu().facts().has_int4() { many::<BlockG256>(run) } else { many::<WideG256>(run) }
 }
 
 /// The products sorted by expert, stably: bounds, sources, targets.

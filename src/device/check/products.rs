@@ -24,18 +24,13 @@ pub(super) fn check(run: &mut Run<'_>) -> Result<(), DeviceError> {
     many::<Int4G32>(run)?;
     many::<Int4Fork>(run)?;
     // Each device has tensor cores for one of the two kinds of blocks.
-    if has_int4(run) {
+    if run.queue.gpu().facts().has_int4() {
         many::<BlockG256>(run)?;
         many::<BlockFork>(run)
     } else {
         many::<WideG256>(run)?;
         many::<WideFork>(run)
     }
-}
-
-/// Whether the tensor cores take INT4.
-pub(super) fn has_int4(run: &Run<'_>) -> bool {
-    run.queue.gpu().facts().architecture < 90
 }
 
 /// A matrix: random weights encoded, and a few tiles of random bits with the extremes of every field.
@@ -137,7 +132,11 @@ fn fused<R: Reference>(run: &mut Run<'_>) -> Result<(), DeviceError> {
         if !run.wants(&[&name]) {
             continue;
         }
-        for (kind, (rows, chunks)) in KINDS.into_iter().zip([(8, 1), (40, 3), (2048, 16), (24, 5), (8, 4), (16, 2)]) {
+        let usual = KINDS.into_iter().zip([(8, 1), (40, 3), (2048, 16), (24, 5), (8, 4), (16, 2)]);
+        // 8 tokens that, with what the kernel keeps beside them, need more shared memory than is had without asking; Turing has 64 KiB in all.
+        let is_turing = run.queue.gpu().facts().architecture < 80;
+        let wide = [17, if is_turing { 22 } else { 32 }].map(|chunks| (Kind::Normal, (16, chunks)));
+        for (kind, (rows, chunks)) in usual.chain(wide.into_iter().filter(|_| tokens == 8)) {
             let shape = Shape { rows, chunks, tokens };
             let mut data = run.data(&name);
             let tiles = matrix(&mut data, shape);
