@@ -2,12 +2,13 @@
 //! with all keys of the whole model; `merge_parts` puts parts together.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
 use super::batches::inputs;
 use super::keys::KEY_SOURCE;
-use super::plan::Conversion;
+use super::plan::{Conversion, PlannedTensor};
 use super::source_hashes::DIGITS;
 use crate::error::PartsError;
 use crate::gguf::{Metadata, Sharding, Source, TensorSpec};
@@ -34,22 +35,17 @@ pub struct Part {
 }
 
 impl Part {
-    /// Divides a plan into parts of about equal bytes: weights that become TCQ4 and all others each by themselves, because they take different time, and
-    /// tensors with one input together, because they share work.
+    /// Divides a plan into parts that take about the same time; tensors with one input stay together, because they share work.
     pub fn of(source: &Source, plan: &Conversion, shard: Shard) -> Self {
-        let groups = inputs(source, plan, u64::MAX).into_iter().map(|group| group.tensors);
-        let mut coded: Vec<Vec<usize>> = groups.collect();
-        let grouped: Vec<usize> = coded.concat();
-        let rest = (0..plan.tensors.len()).filter(|at| !grouped.contains(at));
-        let (more, others): (Vec<usize>, Vec<usize>) = rest.partition(|&at| plan.tensors[at].is_tcq4());
-        coded.extend(more.into_iter().map(|at| vec![at]));
-        let bytes = |tensors: &[usize]| tensors.iter().map(|&at| plan.tensors[at].source_bytes).sum::<u64>();
-        let mut loads = vec![(0, 0); shard.count as usize];
-        let mut tensors = deal(coded, bytes, &mut loads, shard.index as usize);
-        for load in &mut loads {
-            load.0 = 0;
-        }
-        tensors.extend(deal(others.into_iter().map(|at| vec![at]).collect(), bytes, &mut loads, shard.index as usize));
+        let mut items: Vec<Vec<usize>> =
+            inputs(source, plan, u64::MAX).into_iter().map(|group| group.tensors).collect();
+        let grouped: BTreeSet<usize> = items.iter().flatten().copied().collect();
+        items.extend((0..plan.tensors.len()).filter(|at| !grouped.contains(at)).map(|at| vec![at]));
+        let cost = |tensors: &[usize]| tensors.iter().map(|&at| cost(&plan.tensors[at])).sum::<u64>();
+        let mut loads = vec![0; shard.count as usize];
+        // The first part reads and hashes the whole source.
+        loads[0] = HASH * plan.tensors.iter().map(|tensor| tensor.source_bytes).sum::<u64>();
+        let mut tensors = deal(items, cost, &mut loads, shard.index as usize);
         tensors.sort_unstable();
         Self { shard, tensors }
     }
@@ -72,19 +68,27 @@ pub(super) fn set_source(metadata: &mut Metadata, tensors: &[String]) {
     metadata.set(KEY_SOURCE_TENSORS, tensors);
 }
 
-/// Deals items out, the largest first, each to the file that has least of their kind (or least of all); gives what comes to file `own`.
-fn deal(
-    mut items: Vec<Vec<usize>>,
-    bytes: impl Fn(&[usize]) -> u64,
-    loads: &mut [(u64, u64)],
-    own: usize,
-) -> Vec<usize> {
-    items.sort_by_key(|item| (Reverse(bytes(item)), item.first().copied()));
+/// What reading and hashing a byte costs, in 64ths of making it TCQ4; measured like [`cost`], roughly.
+const HASH: u64 = 3;
+
+/// What a tensor costs, in the same unit. What ggml writes in blocks of 32 is far cheaper than its searches over 256; all else is copied.
+fn cost(tensor: &PlannedTensor) -> u64 {
+    let of_byte = match tensor.to.layout() {
+        _ if tensor.is_tcq4() => 64,
+        _ if tensor.to == tensor.from || tensor.to.is_float() => 2,
+        Some(layout) if layout.block < 256 => 8,
+        _ => 48,
+    };
+    of_byte * tensor.source_bytes
+}
+
+/// Deals items out, the most costly first, each to the file that has least; gives what comes to file `own`.
+fn deal(mut items: Vec<Vec<usize>>, cost: impl Fn(&[usize]) -> u64, loads: &mut [u64], own: usize) -> Vec<usize> {
+    items.sort_by_key(|item| (Reverse(cost(item)), item.first().copied()));
     let mut mine = Vec::new();
     for item in items {
         let least = (0..loads.len()).min_by_key(|&file| (loads[file], file)).unwrap_or(0);
-        let load = bytes(&item);
-        loads[least] = (loads[least].0 + load, loads[least].1 + load);
+        loads[least] += cost(&item);
         if least == own {
             mine.extend(item);
         }
@@ -196,11 +200,10 @@ mod tests {
     fn the_largest_go_first_and_to_the_least_loaded() {
         let sizes = [5, 9, 1, 7, 3];
         let bytes = |item: &[usize]| item.iter().map(|&at| sizes[at]).sum::<u64>();
-        let of = |own| deal((0..5).map(|at| vec![at]).collect(), bytes, &mut [(0, 0); 2], own);
+        let of = |loads: [u64; 2], own| deal((0..5).map(|at| vec![at]).collect(), bytes, &mut { loads }, own);
         // 9 | 7, 5 | then 3 to the first, 1 to the one that has 12 too, which comes first.
-        assert_eq!((of(0), of(1)), (vec![1, 4, 2], vec![3, 0]));
-        // What lies there already counts where the kind is balanced.
-        let uneven = |own| deal(vec![vec![0]], bytes, &mut [(0, 9), (0, 4)], own);
-        assert_eq!((uneven(0), uneven(1)), (vec![], vec![0]));
+        assert_eq!((of([0, 0], 0), of([0, 0], 1)), (vec![1, 4, 2], vec![3, 0]));
+        // What lies there already counts: 1 and 7, 5 | 9, 3, 1.
+        assert_eq!((of([1, 0], 0), of([1, 0], 1)), (vec![3, 0], vec![1, 4, 2]));
     }
 }

@@ -67,6 +67,11 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Whether weights decide about scales or orders.
+    pub(super) fn chooses(&self) -> bool {
+        self.scales != Scales::None || !matches!(self.orders, Orders::Given(_) | Orders::Fixed(Order::None))
+    }
+
     /// The steps on input groups, in the order in which they are taken.
     pub(super) fn steps(&self) -> [&dyn Step; 2] {
         [&self.scales, &self.orders]

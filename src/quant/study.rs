@@ -78,9 +78,13 @@ impl Ground<'_> {
     pub(super) fn study(&self, group: &InputGroup) -> Result<Study> {
         let tensors: Vec<String> =
             group.readers.iter().filter(|name| self.settings.targets.contains(*name)).cloned().collect();
-        let weight_sq = self.weights.weight_sq(&tensors)?;
+        // Where nothing is chosen, a pass over all weights would only cost time.
+        let columns = group.columns as usize;
+        let chooses = self.settings.chooses();
+        let weight_sq = if chooses { self.weights.weight_sq(&tensors)? } else { vec![1.0; columns] };
         let evidence = match self.statistics.and_then(|statistics| measured(statistics, &tensors, &weight_sq)) {
             Some(evidence) => evidence,
+            None if !chooses => estimated(vec![1.0; columns], weight_sq),
             None => estimated(self.weights.estimate(group, self.estimates)?, weight_sq),
         };
         let outcome = GroupOutcome {
