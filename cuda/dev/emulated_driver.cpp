@@ -231,11 +231,13 @@ int cuLaunchKernel(
         const std::lock_guard<std::mutex> lock(one_at_a_time);
         FILE * file = fopen(path, "a");
         for (const auto & [name, known] : kernels) {
-            if (function == &known) {
+            if (file && one.run == &known) {
                 fprintf(file, "%s\n", name.c_str());
             }
         }
-        fclose(file);
+        if (file) {
+            fclose(file);
+        }
     }
     // The arguments are copied at once: the caller's are gone when a recording is played.
     const std::function<void()> thread = (*one.run)(parameters);
