@@ -104,10 +104,14 @@ impl Effort {
         }
         let moments =
             if second_moments > 0 { format!(" + {} second moments", Bytes(second_moments)) } else { String::new() };
-        let other = if self.passes > 0 { "; llama.cpp's buffers and the statistics come on top" } else { "" };
+        let reads = if self.passes > 0 {
+            "read for every chunk; llama.cpp's buffers and the statistics come on top"
+        } else {
+            "and need no memory of their own"
+        };
         text += &format!(
-            "Memory about {}: {} work{moments} + {} weights, mapped{other}",
-            Bytes(weights_mapped + second_moments + work),
+            "Memory about {}: {} work{moments}. {} of weights are mapped, {reads}",
+            Bytes(second_moments + work),
             Bytes(work),
             Bytes(weights_mapped),
         );
