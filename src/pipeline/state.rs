@@ -201,7 +201,7 @@ impl Known {
     /// Whether what lies under the output's name is this batch's.
     pub fn owns(&self, output: &Path) -> bool {
         let published = || self.left(output).is_some_and(|stamp| stamp.path == output);
-        self.owned.as_ref().is_some_and(Stamp::holds) || published()
+        self.owned.as_ref().is_some_and(Stamp::holds) || (self.stage == Stage::Written && published())
     }
 }
 
