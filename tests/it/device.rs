@@ -195,7 +195,11 @@ fn an_unknown_gpu_gets_code_that_the_driver_compiles() {
 fn kernels_are_listed() {
     let done = Dir::new().tcq4("kernels list").ok();
     assert!(done.stdout.contains("tcq4_fwht_f32, tcq4_fwht_f16\n    Walsh-Hadamard transform"), "{}", done.stdout);
-    assert!(done.stdout.contains("\nThe converter itself runs those of dequantize.cu, encode.cu, gram.cu, statistics.cu;"), "{}", done.stdout);
+    assert!(
+        done.stdout.contains("\nThe converter itself runs those of dequantize.cu, encode.cu, gram.cu, statistics.cu;"),
+        "{}",
+        done.stdout
+    );
     let record: Value = serde_json::from_str(&Dir::new().tcq4("kernels list --json").ok().stdout).unwrap();
     assert_eq!((&record["record"], &record["record_version"]), (&"kernels".into(), &1.into()));
     let listed: usize =
