@@ -73,7 +73,7 @@ pub(super) fn evaluation(
 
 /// Where data sets lie. The variables of Hugging Face's own tools are respected.
 pub(super) fn store(args: &StoreArgs) -> Store {
-    let cache = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")));
+    let cache = user_cache();
     let own = cache.as_ref().map_or_else(|| "datasets".into(), |cache| cache.join("tcq4/datasets"));
     let hub = folder("HF_HUB_CACHE")
         .or_else(|| folder("HF_HOME").map(|home| home.join("hub")))
@@ -90,6 +90,11 @@ pub(super) fn store(args: &StoreArgs) -> Store {
             ..FetchOptions::default()
         },
     }
+}
+
+/// The folder for what can be made or fetched again, as the XDG base directories have it.
+pub(super) fn user_cache() -> Option<PathBuf> {
+    folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")))
 }
 
 /// The folder that an environment variable names, if it is set.

@@ -1,13 +1,12 @@
 //! The GPU as the user asks for it: where the parts of CUDA are, and what happens where they are not.
 
-use std::env;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::Session;
 use super::args::{DeviceArgs, ToolkitArgs};
+use super::data;
 use super::values::DeviceArg;
 use crate::calib::Summer;
 use crate::device::{Facts, Gpu, RowSums, Setup};
@@ -17,9 +16,7 @@ use crate::util::progress::Progress;
 
 /// Where NVRTC is and where kernels are kept.
 pub(super) fn setup(args: &ToolkitArgs) -> Setup {
-    let folder = |variable: &str| env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let user = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")));
-    let cache = args.kernel_cache.clone().or_else(|| user.map(|user| user.join("tcq4/kernels")));
+    let cache = args.kernel_cache.clone().or_else(|| data::user_cache().map(|user| user.join("tcq4/kernels")));
     Setup { libraries: args.nvrtc_dir.clone(), cache }
 }
 
