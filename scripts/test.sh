@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every test: the whole crate with llama.cpp, then the part that builds without it; closes with one line of counts.
+# Runs every test: the part that builds without llama.cpp, then the whole crate, whose program stays in the target folder; closes with one line of counts.
 # Needs Rust and a C++ compiler; installs cmake, libclang and, for some tests, Chromium, numpy and NVRTC where they are missing. Arguments go to `cargo test`.
 # Where TCQ4_LLAMA_BIN names the folder of llama.cpp's programs, the tests against them run too.
 set -euo pipefail
@@ -13,8 +13,8 @@ if [[ -n $python ]]; then
 fi
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-cargo test --release "$@" 2>&1 | tee "$log"
-cargo test --release --no-default-features "$@" 2>&1 | tee -a "$log"
+cargo test --release --no-default-features "$@" 2>&1 | tee "$log"
+cargo test --release "$@" 2>&1 | tee -a "$log"
 if [[ -n ${TCQ4_LLAMA_BIN:-} ]]; then
   cargo test --release --test it peer_ -- --ignored 2>&1 | tee -a "$log"
 fi
